@@ -1,0 +1,375 @@
+// Adapters from torch's stable ABI to the CPU kernels: check, lay out, allocate, launch. Nothing else.
+//
+// The schemas are defined in pyconv/ops.py. Python has validated the arguments and chosen the kernel; the
+// checks here only make sure that a direct call of torch.ops.pyconv.* cannot touch memory that is not its own.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/library.h"
+
+namespace {
+using pyconv::Conv2dArgs;
+using pyconv::Conv2dProblem;
+using pyconv::CpuKernel;
+using pyconv::Pool2dArgs;
+using pyconv::Pool2dProblem;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+int32_t dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return pyconv::kFloat32;
+    case ScalarType::Double: return pyconv::kFloat64;
+    case ScalarType::Half: return pyconv::kFloat16;
+    case ScalarType::BFloat16: return pyconv::kBFloat16;
+    default: STD_TORCH_CHECK(false, "pyconv: the CPU kernels take floating-point tensors only");
+  }
+}
+
+// torch's own number for the tensor's dtype, as its C functions take it.
+int32_t aoti_dtype(const Tensor& tensor) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// Strides, in elements, of a dense [a][b][c][d] tensor in the layout (nhwc: stored as [a][c][d][b]).
+void dense_strides(const int64_t* sizes, int32_t layout, int64_t* strides) {
+  const int64_t order_nchw[4] = {0, 1, 2, 3}, order_nhwc[4] = {0, 2, 3, 1};
+  const int64_t* order = layout == pyconv::kNhwc ? order_nhwc : order_nchw;
+  int64_t step = 1;
+  for (int axis = 3; axis >= 0; --axis) {
+    strides[order[axis]] = step;
+    step *= sizes[order[axis]] > 0 ? sizes[order[axis]] : 1;
+  }
+}
+
+Tensor make(const int64_t* sizes, int32_t layout, int32_t dtype) {
+  int64_t strides[4];
+  dense_strides(sizes, layout, strides);
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// The tensor itself if it is dense in the layout already, else a dense copy.
+Tensor dense(const Tensor& tensor, int32_t layout) {
+  STD_TORCH_CHECK(tensor.dim() == 4, "pyconv: expected a 4-D tensor, got ", tensor.dim(), "-D");
+  STD_TORCH_CHECK(tensor.is_cpu(), "pyconv: expected a CPU tensor");
+  int64_t strides[4];
+  dense_strides(tensor.sizes().data(), layout, strides);
+  bool is_dense = true;
+  for (int axis = 0; axis < 4; ++axis) is_dense &= tensor.size(axis) == 1 || tensor.stride(axis) == strides[axis];
+  if (is_dense || tensor.numel() == 0) return tensor;
+  // Not torch's contiguous(): where sizes of 1 make both formats true it would return the tensor as it is.
+  Tensor copy = make(tensor.sizes().data(), layout, aoti_dtype(tensor));
+  return torch::stable::copy_(copy, tensor);
+}
+
+// Scratch from torch's allocator, aligned to a cache line, freed on return.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    if (bytes <= 0) return;
+    const int64_t size = bytes + 64, stride = 1;
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
+                                                    aoti_torch_device_type_cpu(), 0, &handle));
+    tensor_ = Tensor(handle);
+    const auto address = reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr());
+    data_ = reinterpret_cast<void*>((address + 63) / 64 * 64);
+  }
+  void* data() const { return data_; }
+
+ private:
+  std::optional<Tensor> tensor_;
+  void* data_ = nullptr;
+};
+
+const CpuKernel& kernel_named(const std::string& name, bool is_conv) {
+  const CpuKernel* kernel = pyconv::find_kernel(name.data(), name.size());
+  STD_TORCH_CHECK(kernel && (is_conv ? kernel->conv2d_run != nullptr : kernel->pool2d_run != nullptr),
+                  "pyconv: kernel '", name, "' is not in the CPU library (instruction set ", pyconv::active_isa(),
+                  ")");
+  return *kernel;
+}
+
+void check_lists(const Ints& stride, const Ints& padding, const Ints& dilation) {
+  STD_TORCH_CHECK(stride.size() == 2 && stride[0] > 0 && stride[1] > 0,
+                  "pyconv: stride must be 2 positive integers");
+  STD_TORCH_CHECK(padding.size() == 4 && padding[0] >= 0 && padding[1] >= 0 && padding[2] >= 0 && padding[3] >= 0,
+                  "pyconv: padding must be 4 integers >= 0 (top, bottom, left, right)");
+  STD_TORCH_CHECK(dilation.size() == 2 && dilation[0] > 0 && dilation[1] > 0,
+                  "pyconv: dilation must be 2 positive integers");
+}
+
+// ---- conv2d ----------------------------------------------------------------------------------------
+
+// x, w, y as sizes: any one of them may be computed by the caller from the other two.
+Conv2dProblem conv2d_problem(const int64_t* x, const int64_t* w, const Ints& stride, const Ints& padding,
+                             const Ints& dilation, int64_t groups, bool channels_last, int32_t dtype) {
+  check_lists(stride, padding, dilation);
+  Conv2dProblem problem{
+      x[0],       x[1],        x[2],        x[3],       w[0],       w[2],
+      w[3],       stride[0],   stride[1],   padding[0], padding[1], padding[2],
+      padding[3], dilation[0], dilation[1], groups,     dtype,      channels_last ? pyconv::kNhwc : pyconv::kNchw};
+  STD_TORCH_CHECK(groups > 0 && problem.c % groups == 0 && problem.k % groups == 0 && w[1] == problem.c / groups,
+                  "pyconv: groups=", groups, " does not fit ", problem.c,
+                  " input channels and a filter of shape [", w[0], ", ", w[1], ", ", w[2], ", ", w[3], "]");
+  return problem;
+}
+
+void check_output(const Tensor& dy, const Conv2dProblem& problem) {
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == problem.n && dy.size(1) == problem.k &&
+                      dy.size(2) == problem.p() && dy.size(3) == problem.q(),
+                  "pyconv: dy does not have the shape of the convolution's output, [", problem.n, ", ", problem.k,
+                  ", ", problem.p(), ", ", problem.q(), "]");
+}
+
+Tensor launch(const std::string& name, const Conv2dProblem& problem, const Tensor& a, const Tensor* b,
+              const void* bias, Tensor out) {
+  const CpuKernel& kernel = kernel_named(name, true);
+  STD_TORCH_CHECK(!b || dtype_of(*b) == problem.dtype, "pyconv: the two operands differ in dtype");
+  const Tensor a_dense = dense(a, problem.layout);
+  const std::optional<Tensor> b_dense = b ? std::optional<Tensor>(dense(*b, problem.layout)) : std::nullopt;
+  if (out.numel() == 0) return out;
+  Workspace workspace(kernel.conv2d_workspace ? kernel.conv2d_workspace(problem, pyconv::num_threads()) : 0);
+  kernel.conv2d_run(problem, Conv2dArgs{a_dense.const_data_ptr(), b ? b_dense->const_data_ptr() : nullptr, bias,
+                                        out.mutable_data_ptr(), workspace.data()});
+  return out;
+}
+
+Tensor conv2d_fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, Ints stride, Ints padding,
+                    Ints dilation, int64_t groups, bool channels_last, std::string kernel) {
+  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "pyconv: x and w must be 4-D");
+  const auto problem = conv2d_problem(x.sizes().data(), w.sizes().data(), stride, padding, dilation, groups,
+                                      channels_last, dtype_of(x));
+  std::optional<Tensor> bias_dense;
+  if (bias) {
+    STD_TORCH_CHECK(
+        bias->dim() == 1 && bias->size(0) == problem.k && bias->is_cpu() && dtype_of(*bias) == problem.dtype,
+        "pyconv: bias must be a CPU tensor of shape [", problem.k, "] with the dtype of x");
+    bias_dense = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+  }
+  const int64_t y[4] = {problem.n, problem.k, problem.p(), problem.q()};
+  return launch(kernel, problem, x, &w, bias_dense ? bias_dense->const_data_ptr() : nullptr,
+                make(y, problem.layout, aoti_dtype(x)));
+}
+
+Tensor conv2d_dgrad(const Tensor& dy, const Tensor& w, Ints input_size, Ints stride, Ints padding, Ints dilation,
+                    int64_t groups, bool channels_last, std::string kernel) {
+  STD_TORCH_CHECK(dy.dim() == 4 && w.dim() == 4 && input_size.size() == 2 && groups > 0,
+                  "pyconv: dy and w must be 4-D, input_size 2 integers, groups positive");
+  const int64_t x[4] = {dy.size(0), w.size(1) * groups, input_size[0], input_size[1]};
+  const auto problem =
+      conv2d_problem(x, w.sizes().data(), stride, padding, dilation, groups, channels_last, dtype_of(dy));
+  check_output(dy, problem);
+  return launch(kernel, problem, dy, &w, nullptr, make(x, problem.layout, aoti_dtype(dy)));
+}
+
+Tensor conv2d_wgrad(const Tensor& x, const Tensor& dy, Ints filter_size, Ints stride, Ints padding, Ints dilation,
+                    int64_t groups, bool channels_last, std::string kernel) {
+  STD_TORCH_CHECK(x.dim() == 4 && dy.dim() == 4 && filter_size.size() == 2 && groups > 0,
+                  "pyconv: x and dy must be 4-D, filter_size 2 integers, groups positive");
+  const int64_t w[4] = {dy.size(1), x.size(1) / groups, filter_size[0], filter_size[1]};
+  const auto problem =
+      conv2d_problem(x.sizes().data(), w, stride, padding, dilation, groups, channels_last, dtype_of(x));
+  check_output(dy, problem);
+  return launch(kernel, problem, x, &dy, nullptr, make(w, problem.layout, aoti_dtype(x)));
+}
+
+Tensor conv2d_bgrad(const Tensor& dy, bool channels_last, std::string kernel) {
+  STD_TORCH_CHECK(dy.dim() == 4, "pyconv: dy must be 4-D");
+  // The bias gradient is a sum over n, p, q: the problem of a 1x1 filter has the same y.
+  const Conv2dProblem problem{dy.size(0),
+                              1,
+                              dy.size(2),
+                              dy.size(3),
+                              dy.size(1),
+                              1,
+                              1,
+                              1,
+                              1,
+                              0,
+                              0,
+                              0,
+                              0,
+                              1,
+                              1,
+                              1,
+                              dtype_of(dy),
+                              channels_last ? pyconv::kNhwc : pyconv::kNchw};
+  const int64_t size = problem.k, step = 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &step, aoti_dtype(dy), aoti_torch_device_type_cpu(), 0, &handle));
+  return launch(kernel, problem, dy, nullptr, nullptr, Tensor(handle));
+}
+
+// ---- max_pool2d --------------------------------------------------------------------------------------
+
+Pool2dProblem pool2d_problem(const int64_t* x, const Ints& window, const Ints& stride, const Ints& padding,
+                             const Ints& dilation, bool ceil_mode, bool channels_last, int32_t dtype) {
+  check_lists(stride, padding, dilation);
+  STD_TORCH_CHECK(window.size() == 2 && window[0] > 0 && window[1] > 0,
+                  "pyconv: window must be 2 positive integers");
+  const Pool2dProblem problem{x[0],
+                              x[1],
+                              x[2],
+                              x[3],
+                              window[0],
+                              window[1],
+                              stride[0],
+                              stride[1],
+                              padding[0],
+                              padding[1],
+                              padding[2],
+                              padding[3],
+                              dilation[0],
+                              dilation[1],
+                              ceil_mode,
+                              dtype,
+                              channels_last ? pyconv::kNhwc : pyconv::kNchw};
+  STD_TORCH_CHECK(problem.h * problem.w <= INT32_MAX, "pyconv: a plane of ", problem.h, "x", problem.w,
+                  " is too large for 32-bit places");
+  return problem;
+}
+
+void launch(const std::string& name, const Pool2dProblem& problem, const Tensor& a, const Tensor* argmax,
+            const Tensor& out, const Tensor* argmax_out) {
+  const CpuKernel& kernel = kernel_named(name, false);
+  const Tensor a_dense = dense(a, problem.layout);
+  std::optional<Tensor> argmax_dense;
+  if (argmax) {
+    STD_TORCH_CHECK(argmax->scalar_type() == ScalarType::Int, "pyconv: argmax must be int32");
+    STD_TORCH_CHECK(argmax->dim() == 4 && argmax->size(0) == problem.n && argmax->size(1) == problem.c &&
+                        argmax->size(2) == problem.p() && argmax->size(3) == problem.q(),
+                    "pyconv: argmax does not have the shape of the pooling's output");
+    argmax_dense = dense(*argmax, problem.layout);
+  }
+  if (out.numel() == 0) return;
+  Workspace workspace(kernel.pool2d_workspace ? kernel.pool2d_workspace(problem, pyconv::num_threads()) : 0);
+  kernel.pool2d_run(
+      problem,
+      Pool2dArgs{a_dense.const_data_ptr(),
+                 argmax ? static_cast<const int32_t*>(argmax_dense->const_data_ptr()) : nullptr,
+                 out.mutable_data_ptr(),
+                 argmax_out ? static_cast<int32_t*>(argmax_out->mutable_data_ptr()) : nullptr, workspace.data()});
+}
+
+Pool2dProblem forward_problem(const Tensor& x, const Ints& window, const Ints& stride, const Ints& padding,
+                              const Ints& dilation, bool ceil_mode, bool channels_last) {
+  STD_TORCH_CHECK(x.dim() == 4, "pyconv: x must be 4-D");
+  return pool2d_problem(x.sizes().data(), window, stride, padding, dilation, ceil_mode, channels_last,
+                        dtype_of(x));
+}
+
+Tensor max_pool2d(const Tensor& x, Ints window, Ints stride, Ints padding, Ints dilation, bool ceil_mode,
+                  bool channels_last, std::string kernel) {
+  const auto problem = forward_problem(x, window, stride, padding, dilation, ceil_mode, channels_last);
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  Tensor out = make(y, problem.layout, aoti_dtype(x));
+  launch(kernel, problem, x, nullptr, out, nullptr);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_argmax(const Tensor& x, Ints window, Ints stride, Ints padding,
+                                             Ints dilation, bool ceil_mode, bool channels_last,
+                                             std::string kernel) {
+  const auto problem = forward_problem(x, window, stride, padding, dilation, ceil_mode, channels_last);
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  Tensor out = make(y, problem.layout, aoti_dtype(x));
+  Tensor argmax = make(y, problem.layout, aoti_torch_dtype_int32());
+  launch(kernel, problem, x, nullptr, out, &argmax);
+  return {out, argmax};
+}
+
+// dx[n,c,argmax[n,c,p,q]] += dy[n,c,p,q]
+Tensor max_pool2d_dgrad(const Tensor& dy, const Tensor& argmax, Ints input_size, Ints window, Ints stride,
+                        Ints padding, Ints dilation, bool ceil_mode, bool channels_last, std::string kernel) {
+  STD_TORCH_CHECK(dy.dim() == 4 && input_size.size() == 2, "pyconv: dy must be 4-D, input_size 2 integers");
+  const int64_t x[4] = {dy.size(0), dy.size(1), input_size[0], input_size[1]};
+  const auto problem =
+      pool2d_problem(x, window, stride, padding, dilation, ceil_mode, channels_last, dtype_of(dy));
+  STD_TORCH_CHECK(dy.size(2) == problem.p() && dy.size(3) == problem.q(),
+                  "pyconv: dy does not have the shape of the pooling's output");
+  Tensor out = make(x, problem.layout, aoti_dtype(dy));
+  launch(kernel, problem, dy, &argmax, out, nullptr);
+  return out;
+}
+
+// y[n,c,p,q] = x[n,c,argmax[n,c,p,q]]: the derivative of max_pool2d_dgrad, and the tangent of max_pool2d.
+Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, Ints window, Ints stride, Ints padding,
+                         Ints dilation, bool ceil_mode, bool channels_last, std::string kernel) {
+  const auto problem = forward_problem(x, window, stride, padding, dilation, ceil_mode, channels_last);
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  Tensor out = make(y, problem.layout, aoti_dtype(x));
+  launch(kernel, problem, x, &argmax, out, nullptr);
+  return out;
+}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, library) {
+  library.impl("conv2d_fprop", TORCH_BOX(&conv2d_fprop));
+  library.impl("conv2d_dgrad", TORCH_BOX(&conv2d_dgrad));
+  library.impl("conv2d_wgrad", TORCH_BOX(&conv2d_wgrad));
+  library.impl("conv2d_bgrad", TORCH_BOX(&conv2d_bgrad));
+  library.impl("max_pool2d", TORCH_BOX(&max_pool2d));
+  library.impl("max_pool2d_argmax", TORCH_BOX(&max_pool2d_argmax));
+  library.impl("max_pool2d_dgrad", TORCH_BOX(&max_pool2d_dgrad));
+  library.impl("max_pool2d_gather", TORCH_BOX(&max_pool2d_gather));
+}
+
+// ---- What Python asks about the library itself, through ctypes (pyconv/backends/cpu.py) ---------------
+
+#define PYCONV_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+const char* joined(const std::vector<std::string>& words) {
+  static thread_local std::string text;
+  text.clear();
+  for (const std::string& word : words) text += (text.empty() ? "" : "\n") + word;
+  return text.c_str();
+}
+}  // namespace
+
+PYCONV_API const char* pyconv_isa() { return pyconv::active_isa().c_str(); }
+PYCONV_API const char* pyconv_isa_error() { return pyconv::isa_error().c_str(); }
+PYCONV_API const char* pyconv_isas() { return joined(pyconv::runnable_isas()); }
+PYCONV_API int pyconv_set_isa(const char* isa) { return pyconv::set_active_isa(isa) ? 0 : 1; }
+PYCONV_API const char* pyconv_kernels() {
+  std::vector<std::string> names;
+  for (const CpuKernel* kernel : pyconv::active_kernels()) names.push_back(kernel->name);
+  return joined(names);
+}
+// Bytes of workspace the kernel would ask for now, or -1 if there is no such kernel.
+PYCONV_API int64_t pyconv_conv2d_workspace(const char* name, const Conv2dProblem* problem) {
+  const CpuKernel* kernel = pyconv::find_kernel(name, std::strlen(name));
+  if (!kernel || !kernel->conv2d_run) return -1;
+  return kernel->conv2d_workspace ? kernel->conv2d_workspace(*problem, pyconv::num_threads()) : 0;
+}
+PYCONV_API int64_t pyconv_pool2d_workspace(const char* name, const Pool2dProblem* problem) {
+  const CpuKernel* kernel = pyconv::find_kernel(name, std::strlen(name));
+  if (!kernel || !kernel->pool2d_run) return -1;
+  return kernel->pool2d_workspace ? kernel->pool2d_workspace(*problem, pyconv::num_threads()) : 0;
+}
+// sizes[6] = {sizeof(problem), p, q, x_size, w_size, y_size}: that C and Python agree is a test.
+PYCONV_API void pyconv_conv2d_sizes(const Conv2dProblem* problem, int64_t* sizes) {
+  const int64_t all[6] = {sizeof *problem,   problem->p(),      problem->q(),
+                          problem->x_size(), problem->w_size(), problem->y_size()};
+  std::memcpy(sizes, all, sizeof all);
+}
+PYCONV_API void pyconv_pool2d_sizes(const Pool2dProblem* problem, int64_t* sizes) {
+  const int64_t all[6] = {sizeof *problem, problem->p(), problem->q(), problem->x_size(), 0, problem->y_size()};
+  std::memcpy(sizes, all, sizeof all);
+}

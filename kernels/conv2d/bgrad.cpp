@@ -1,0 +1,74 @@
+// Bias gradient: db[k] = sum over n, p, q of dy[n,k,p,q].
+//
+// nchw: one index per filter k; each of its n rows of P*Q elements is contiguous.
+// nhwc: one index per vector of filters; the sum walks down the N*P*Q rows.
+// Sums are kept per chunk of kChunk elements and added chunk by chunk, so the rounding error grows with
+// the number of chunks and not with the number of elements, and the order depends on the problem alone.
+#include "common/simd.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+constexpr int64_t kChunk = 512;  // elements of one partial sum: a few times the vectors in flight
+
+template <class T>
+T sum_row(const T* row, int64_t count) {
+  T total = 0;
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    const int64_t end = begin + kChunk < count ? begin + kChunk : count;
+    Vec<T> partial = {};
+    int64_t i = begin;
+    for (; i + kLanes<T> <= end; i += kLanes<T>) partial += load(row + i);
+    if (i < end) partial += load_partial(row + i, int(end - i));
+    total += horizontal_sum<T>(partial);
+  }
+  return total;
+}
+
+template <class T>
+void nchw(const Conv2dProblem& problem, const T* dy, T* db) {
+  const int64_t plane = problem.p() * problem.q();
+  parallel_for(problem.k, [&](int64_t k, int) {
+    T total = 0;
+    for (int64_t n = 0; n < problem.n; ++n) total += sum_row(dy + (n * problem.k + k) * plane, plane);
+    db[k] = total;
+  });
+}
+
+template <class T>
+void nhwc(const Conv2dProblem& problem, const T* dy, T* db) {
+  const int64_t rows = problem.n * problem.p() * problem.q();
+  const int64_t blocks = (problem.k + kLanes<T> - 1) / kLanes<T>;
+  parallel_for(blocks, [&](int64_t block, int) {
+    const int64_t k = block * kLanes<T>;
+    const int count = int(problem.k - k < kLanes<T> ? problem.k - k : kLanes<T>);
+    Vec<T> total = {};
+    for (int64_t begin = 0; begin < rows; begin += kChunk) {
+      const int64_t end = begin + kChunk < rows ? begin + kChunk : rows;
+      Vec<T> partial = {};
+      for (int64_t row = begin; row < end; ++row) {
+        const T* from = dy + row * problem.k + k;
+        partial += count == kLanes<T> ? load(from) : load_partial(from, count);
+      }
+      total += partial;
+    }
+    store_partial(db + k, total, count);
+  });
+}
+
+template <class T>
+void run(const Conv2dProblem& problem, const Conv2dArgs& args) {
+  const T* dy = static_cast<const T*>(args.a);
+  T* db = static_cast<T*>(args.out);
+  problem.layout == kNhwc ? nhwc(problem, dy, db) : nchw(problem, dy, db);
+}
+
+void bgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
+  problem.dtype == kFloat64 ? run<double>(problem, args) : run<float>(problem, args);
+}
+PYCONV_CPU_KERNEL("conv2d.bgrad.direct", bgrad, nullptr)
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv
