@@ -1,0 +1,22 @@
+"""Convolution and max-pooling written by hand, as drop-in PyTorch operators. See README.md."""
+
+from __future__ import annotations
+
+from pyconv import functional, nn
+from pyconv._version import __version__
+from pyconv.functional import conv2d, max_pool2d
+from pyconv.problem import Conv2dProblem, Pool2dProblem, parse_problem
+from pyconv.selection import explain, use
+
+__all__ = [
+    "Conv2dProblem",
+    "Pool2dProblem",
+    "__version__",
+    "conv2d",
+    "explain",
+    "functional",
+    "max_pool2d",
+    "nn",
+    "parse_problem",
+    "use",
+]

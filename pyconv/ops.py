@@ -1,37 +1,244 @@
-"""The registered operators ``torch.ops.pyconv.*``: schemas and fakes, defined once.
+"""The registered operators ``torch.ops.pyconv.*``: schemas and fakes, defined once in Python.
 
-Every backend implements these schemas: the CPU in ``kernels/bindings.cpp`` through torch's stable ABI. The
-``kernel`` argument names the table line to run; :mod:`pyconv.selection` is the one place that chooses it.
+Each operator has two overloads. ``default`` takes the name of the kernel to run and is implemented by every
+backend: the CPU in ``kernels/bindings.cpp`` through torch's stable ABI. ``auto`` leaves the choice to
+:mod:`pyconv.selection` at the moment of the call, so a compiled or exported graph holds no choice that was
+right only on the machine it was traced on.
+
 ``channels_last`` is the layout of the problem and so of every tensor the operator returns; operands in
-another layout are copied into it.
+another layout are copied into it. Padding is always four numbers, ``top, bottom, left, right``. ``argmax`` is
+int32, the place ``h * w_extent + w`` within a plane.
 
-Padding is always four numbers, ``top, bottom, left, right``.
+Derivatives of every order are registered by :mod:`pyconv.autograd`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 
-_PROBLEM = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+from pyconv.plan import plan_for
+from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem
 
+_WHERE = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+_CONV = f"{_WHERE}, SymInt groups, bool channels_last"
+_POOL = f"SymInt[] window, {_WHERE}, bool ceil_mode, bool channels_last"
+
+#: Operator -> (arguments without ``kernel``, returns).
 SCHEMAS = {
-    "conv2d_fprop": f"(Tensor x, Tensor w, Tensor? bias, {_PROBLEM}, SymInt groups, bool channels_last,"
-    " str kernel) -> Tensor",
-    "conv2d_dgrad": f"(Tensor dy, Tensor w, SymInt[] input_size, {_PROBLEM}, SymInt groups, bool channels_last,"
-    " str kernel) -> Tensor",
-    "conv2d_wgrad": f"(Tensor x, Tensor dy, SymInt[] filter_size, {_PROBLEM}, SymInt groups, bool channels_last,"
-    " str kernel) -> Tensor",
-    "conv2d_bgrad": "(Tensor dy, bool channels_last, str kernel) -> Tensor",
-    "max_pool2d": f"(Tensor x, SymInt[] window, {_PROBLEM}, bool ceil_mode, bool channels_last,"
-    " str kernel) -> Tensor",
-    "max_pool2d_argmax": f"(Tensor x, SymInt[] window, {_PROBLEM}, bool ceil_mode, bool channels_last,"
-    " str kernel) -> (Tensor, Tensor)",
-    "max_pool2d_dgrad": f"(Tensor dy, Tensor argmax, SymInt[] input_size, SymInt[] window, {_PROBLEM},"
-    " bool ceil_mode, bool channels_last, str kernel) -> Tensor",
-    "max_pool2d_gather": f"(Tensor x, Tensor argmax, SymInt[] window, {_PROBLEM}, bool ceil_mode,"
-    " bool channels_last, str kernel) -> Tensor",
+    "conv2d_fprop": (f"Tensor x, Tensor w, Tensor? bias, {_CONV}", "Tensor"),
+    "conv2d_dgrad": (f"Tensor dy, Tensor w, SymInt[] input_size, {_CONV}", "Tensor"),
+    "conv2d_wgrad": (f"Tensor x, Tensor dy, SymInt[] filter_size, {_CONV}", "Tensor"),
+    "conv2d_bgrad": ("Tensor dy, bool channels_last", "Tensor"),
+    "max_pool2d": (f"Tensor x, {_POOL}", "Tensor"),
+    "max_pool2d_argmax": (f"Tensor x, {_POOL}", "(Tensor, Tensor)"),
+    "max_pool2d_dgrad": (f"Tensor dy, Tensor argmax, SymInt[] input_size, {_POOL}", "Tensor"),
+    "max_pool2d_gather": (f"Tensor x, Tensor argmax, {_POOL}", "Tensor"),
 }
 
 library = torch.library.Library("pyconv", "DEF")
-for _name, _schema in SCHEMAS.items():
-    library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _name, (_arguments, _returns) in SCHEMAS.items():
+    _tags = (torch.Tag.pt2_compliant_tag,)
+    library.define(f"{_name}({_arguments}, str kernel) -> {_returns}", tags=_tags)
+    library.define(f"{_name}.auto({_arguments}) -> {_returns}", tags=_tags)
+
+
+def overloads(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
+    """``(default, auto)`` of an operator."""
+    packet = getattr(torch.ops.pyconv, name)
+    return packet.default, packet.auto
+
+
+# ---- Fakes: shapes and layouts without data -----------------------------------------------------------
+
+
+def _empty(like: Tensor, shape: list[Any], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _conv_extents(
+    size: Any, filter_size: Any, stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, Any]:
+    top, bottom, left, right = padding
+    p = (size[0] + top + bottom - dilation[0] * (filter_size[0] - 1) - 1) // stride[0] + 1
+    q = (size[1] + left + right - dilation[1] * (filter_size[1] - 1) - 1) // stride[1] + 1
+    return p, q
+
+
+def _fake_fprop(x, w, bias, stride, padding, dilation, groups, channels_last, kernel=None):  # type: ignore[no-untyped-def]
+    p, q = _conv_extents(x.shape[2:], w.shape[2:], stride, padding, dilation)
+    return _empty(x, [x.shape[0], w.shape[0], p, q], channels_last)
+
+
+def _fake_dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last, kernel=None):  # type: ignore[no-untyped-def]
+    return _empty(dy, [dy.shape[0], w.shape[1] * groups, *input_size], channels_last)
+
+
+def _fake_wgrad(x, dy, filter_size, stride, padding, dilation, groups, channels_last, kernel=None):  # type: ignore[no-untyped-def]
+    return _empty(x, [dy.shape[1], x.shape[1] // groups, *filter_size], channels_last)
+
+
+def _fake_bgrad(dy, channels_last, kernel=None):  # type: ignore[no-untyped-def]
+    return dy.new_empty([dy.shape[1]])
+
+
+def pool_extent(extent, before, after, window, stride, dilation, ceil_mode):  # type: ignore[no-untyped-def]
+    count = (extent + before + after + (stride - 1) * ceil_mode - dilation * (window - 1) - 1) // stride + 1
+    if not ceil_mode:
+        return count
+    return torch.sym_ite((count - 1) * stride >= extent + before, count - 1, count)
+
+
+def _pool_shape(x, window, stride, padding, dilation, ceil_mode):  # type: ignore[no-untyped-def]
+    top, bottom, left, right = padding
+    p = pool_extent(x.shape[2], top, bottom, window[0], stride[0], dilation[0], ceil_mode)
+    q = pool_extent(x.shape[3], left, right, window[1], stride[1], dilation[1], ceil_mode)
+    return [x.shape[0], x.shape[1], p, q]
+
+
+def _fake_pool(x, window, stride, padding, dilation, ceil_mode, channels_last, kernel=None):  # type: ignore[no-untyped-def]
+    return _empty(x, _pool_shape(x, window, stride, padding, dilation, ceil_mode), channels_last)
+
+
+def _fake_pool_argmax(x, window, stride, padding, dilation, ceil_mode, channels_last, kernel=None):  # type: ignore[no-untyped-def]
+    shape = _pool_shape(x, window, stride, padding, dilation, ceil_mode)
+    return _empty(x, shape, channels_last), _empty(x, shape, channels_last, torch.int32)
+
+
+def _fake_pool_dgrad(  # type: ignore[no-untyped-def]
+    dy, argmax, input_size, window, stride, padding, dilation, ceil_mode, channels_last, kernel=None
+):
+    return _empty(dy, [*dy.shape[:2], *input_size], channels_last)
+
+
+def _fake_pool_gather(  # type: ignore[no-untyped-def]
+    x, argmax, window, stride, padding, dilation, ceil_mode, channels_last, kernel=None
+):
+    return _empty(x, list(argmax.shape), channels_last)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "conv2d_fprop": _fake_fprop,
+    "conv2d_dgrad": _fake_dgrad,
+    "conv2d_wgrad": _fake_wgrad,
+    "conv2d_bgrad": _fake_bgrad,
+    "max_pool2d": _fake_pool,
+    "max_pool2d_argmax": _fake_pool_argmax,
+    "max_pool2d_dgrad": _fake_pool_dgrad,
+    "max_pool2d_gather": _fake_pool_gather,
+}
+
+
+# ---- The auto overloads: problem -> selection -> launch -------------------------------------------------
+
+
+def conv2d_problem(
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    channels_last: bool,
+    dtype: torch.dtype,
+) -> Conv2dProblem:
+    """The descriptor of a convolution of tensors of these shapes."""
+    n, c, h, w = x_shape
+    k, _, r, s = w_shape
+    return Conv2dProblem(
+        n, c, h, w, k, r, s, *stride, *padding, *dilation, groups, DTYPE_NAMES[dtype],
+        "nhwc" if channels_last else "nchw",
+    )  # fmt: skip
+
+
+def pool2d_problem(
+    x_shape: tuple[int, ...],
+    window: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    channels_last: bool,
+    dtype: torch.dtype,
+) -> Pool2dProblem:
+    """The descriptor of a pooling of a tensor of this shape."""
+    return Pool2dProblem(
+        *x_shape, *window, *stride, *padding, *dilation, ceil_mode, DTYPE_NAMES[dtype],
+        "nhwc" if channels_last else "nchw",
+    )  # fmt: skip
+
+
+def _auto_fprop(x, w, bias, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
+    problem = conv2d_problem(x.shape, w.shape, stride, padding, dilation, groups, channels_last, x.dtype)
+    return plan_for(problem, x.device.type).launch("fprop", x, w, bias)
+
+
+def _auto_dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
+    x_shape = (dy.shape[0], w.shape[1] * groups, *input_size)
+    problem = conv2d_problem(x_shape, w.shape, stride, padding, dilation, groups, channels_last, dy.dtype)
+    return plan_for(problem, dy.device.type).launch("dgrad", dy, w)
+
+
+def _auto_wgrad(x, dy, filter_size, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
+    w_shape = (dy.shape[1], x.shape[1] // groups, *filter_size)
+    problem = conv2d_problem(x.shape, w_shape, stride, padding, dilation, groups, channels_last, x.dtype)
+    return plan_for(problem, x.device.type).launch("wgrad", x, dy)
+
+
+def _auto_bgrad(dy, channels_last):  # type: ignore[no-untyped-def]
+    # A sum over n, p, q: the problem of a 1x1 filter on one channel has the same y.
+    n, k, p, q = dy.shape
+    problem = conv2d_problem(
+        (n, 1, p, q), (k, 1, 1, 1), (1, 1), (0,) * 4, (1, 1), 1, channels_last, dy.dtype
+    )
+    return plan_for(problem, dy.device.type).launch("bgrad", dy)
+
+
+def _auto_pool(pass_: str) -> Callable[..., Any]:
+    def auto(x, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
+        problem = pool2d_problem(
+            x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype
+        )
+        return plan_for(problem, x.device.type).launch(pass_, x)
+
+    return auto
+
+
+def _auto_pool_dgrad(  # type: ignore[no-untyped-def]
+    dy, argmax, input_size, window, stride, padding, dilation, ceil_mode, channels_last
+):
+    x_shape = (*dy.shape[:2], *input_size)
+    problem = pool2d_problem(
+        x_shape, window, stride, padding, dilation, ceil_mode, channels_last, dy.dtype
+    )
+    return plan_for(problem, dy.device.type).launch("dgrad", dy, argmax)
+
+
+def _auto_pool_gather(x, argmax, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
+    problem = pool2d_problem(
+        x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype
+    )
+    return plan_for(problem, x.device.type).launch("gather", x, argmax)
+
+
+_AUTO: dict[str, Callable[..., Any]] = {
+    "conv2d_fprop": _auto_fprop,
+    "conv2d_dgrad": _auto_dgrad,
+    "conv2d_wgrad": _auto_wgrad,
+    "conv2d_bgrad": _auto_bgrad,
+    "max_pool2d": _auto_pool("fprop"),
+    "max_pool2d_argmax": _auto_pool("fprop_argmax"),
+    "max_pool2d_dgrad": _auto_pool_dgrad,
+    "max_pool2d_gather": _auto_pool_gather,
+}
+
+for _name in SCHEMAS:
+    library.impl(f"{_name}.auto", _AUTO[_name], "CompositeExplicitAutograd")
+    for _overload in overloads(_name):
+        torch.library.register_fake(_overload, _FAKES[_name], lib=library)
+
+__all__ = ["SCHEMAS", "conv2d_problem", "library", "overloads", "pool2d_problem", "pool_extent"]

@@ -1,0 +1,1 @@
+"""Every hand-written kernel of pyconv, and the table lines that describe them. See ``kernels/README.md``."""

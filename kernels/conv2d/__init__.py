@@ -1,0 +1,1 @@
+"""2-D convolution: kernels and their table lines."""

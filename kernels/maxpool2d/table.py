@@ -1,0 +1,58 @@
+"""The max-pooling kernels: one line each."""
+
+from pyconv.problem import Pool2dProblem, Problem
+from pyconv.registry import Kernel
+
+FLOATS = ("f32", "f64")
+
+
+def plane_fits_int32(problem: Problem) -> str | None:
+    return None if problem.h * problem.w < 2**31 else f"plane {problem.h}x{problem.w} exceeds 32-bit places"
+
+
+def torch_padding(problem: Problem) -> str | None:
+    assert isinstance(problem, Pool2dProblem)
+    top, bottom, left, right = problem.padding
+    if (top, left) != (bottom, right):
+        return "padding per side"
+    if 2 * top > problem.r or 2 * left > problem.s:
+        return "padding larger than half the window"
+    return plane_fits_int32(problem)
+
+
+def _cpu(pass_: str, source: str) -> Kernel:
+    return Kernel(
+        "maxpool2d",
+        pass_,
+        "direct",
+        "cpu",
+        FLOATS,
+        source=f"maxpool2d/{source}",
+        restriction=plane_fits_int32,
+        batch_invariant=True,
+        proved=("cpu",),
+    )
+
+
+def _aten(pass_: str) -> Kernel:
+    return Kernel(
+        "maxpool2d",
+        pass_,
+        "aten",
+        "aten",
+        ("f32", "f64", "f16", "bf16"),
+        restriction=torch_padding,
+        deterministic=False,
+    )
+
+
+KERNELS = [
+    _cpu("fprop", "fprop.cpp"),
+    _aten("fprop"),
+    _cpu("fprop_argmax", "fprop_argmax.cpp"),
+    _aten("fprop_argmax"),
+    _cpu("dgrad", "dgrad.cpp"),
+    _aten("dgrad"),
+    _cpu("gather", "gather.cpp"),
+    _aten("gather"),
+]

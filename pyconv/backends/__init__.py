@@ -1,0 +1,33 @@
+"""How a line of the table is launched, and why a backend is not available here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from pyconv.backends import aten, cpu
+from pyconv.problem import Problem
+from pyconv.registry import Kernel
+
+_MODULES: dict[str, ModuleType] = {"cpu": cpu, "aten": aten}
+
+
+def unavailable(backend: str, device_type: str) -> str | None:
+    """``None`` if the backend can run on this kind of device, else the reason why not."""
+    module = _MODULES.get(backend)
+    if module is None:
+        return f"backend {backend} is not built"
+    reason: str | None = module.unavailable(device_type)
+    return reason
+
+
+def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
+    """The kernel made ready for one problem: a function of the tensors alone.
+
+    conv2d: fprop ``(x, w, bias | None) -> y``, dgrad ``(dy, w) -> dx``, wgrad ``(x, dy) -> dw``,
+    bgrad ``(dy) -> db``. maxpool2d: fprop ``(x) -> y``, fprop_argmax ``(x) -> (y, argmax)``, dgrad
+    ``(dy, argmax) -> dx``, gather ``(x, argmax) -> y``.
+    """
+    launch: Callable[..., Any] = _MODULES[kernel.backend].bind(kernel, problem)
+    return launch

@@ -1,0 +1,147 @@
+"""Backend ``cpu``: the SIMD C++ kernels, reached through the registered operators.
+
+The library (``pyconv/lib/libpyconv_cpu.so``) holds every kernel once per instruction set. The best one that
+the processor has is chosen when the library is loaded; the environment variable ``PYCONV_ISA`` forces one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
+from pyconv.registry import Kernel
+
+LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libpyconv_cpu.so"
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or the reason why it cannot be used."""
+    import pyconv.ops  # noqa: F401  (the schemas come first)
+
+    if not LIBRARY.exists():
+        return f"{LIBRARY.name} was not built (no C++ compiler when pyconv was installed)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"{LIBRARY.name} cannot be loaded: {error}"
+    library = ctypes.CDLL(str(LIBRARY))
+    for function in ("pyconv_isa", "pyconv_isa_error", "pyconv_isas", "pyconv_kernels"):
+        getattr(library, function).restype = ctypes.c_char_p
+    for function in ("pyconv_conv2d_workspace", "pyconv_pool2d_workspace"):
+        getattr(library, function).restype = ctypes.c_int64
+        getattr(library, function).argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+    for function in ("pyconv_conv2d_sizes", "pyconv_pool2d_sizes"):
+        getattr(library, function).argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64))
+    error = library.pyconv_isa_error().decode()
+    if error:
+        return str(error)
+    return library
+
+
+def _library() -> ctypes.CDLL:
+    library = _load()
+    if isinstance(library, str):
+        raise RuntimeError(f"pyconv: backend cpu is not available: {library}")
+    return library
+
+
+def unavailable(device_type: str) -> str | None:
+    if device_type != "cpu":
+        return f"runs on cpu, not on {device_type}"
+    library = _load()
+    return library if isinstance(library, str) else None
+
+
+def isa() -> str:
+    """The instruction set in use: ``baseline``, ``avx2`` or ``avx512``."""
+    return str(_library().pyconv_isa().decode())
+
+
+def isas() -> list[str]:
+    """Every instruction set that this build has and this processor can run, best last."""
+    return str(_library().pyconv_isas().decode()).split("\n")
+
+
+def set_isa(name: str) -> None:
+    """Switches the whole process to another instruction set (for tests). Raises ``ValueError``."""
+    if _library().pyconv_set_isa(name.encode()):
+        raise ValueError(f"isa {name!r} cannot run here; accepted: {', '.join(isas())}")
+
+
+def compiled() -> list[str]:
+    """Names of the kernels compiled in for the instruction set in use."""
+    return sorted(str(_library().pyconv_kernels().decode()).split("\n"))
+
+
+def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
+    """Bytes of scratch the kernel would take for this problem with torch's present number of threads."""
+    struct = problem.to_c()
+    library = _library()
+    of = (
+        library.pyconv_conv2d_workspace
+        if isinstance(problem, Conv2dProblem)
+        else library.pyconv_pool2d_workspace
+    )
+    return int(of(kernel.name.encode(), ctypes.byref(struct)))
+
+
+def c_sizes(problem: Problem) -> dict[str, int]:
+    """What the C struct computes, for the test that C and Python agree."""
+    struct = problem.to_c()
+    sizes = (ctypes.c_int64 * 6)()
+    library = _library()
+    of = library.pyconv_conv2d_sizes if isinstance(problem, Conv2dProblem) else library.pyconv_pool2d_sizes
+    of(ctypes.byref(struct), sizes)
+    names = ("struct_bytes", "p", "q", "x_size", "w_size", "y_size")
+    return {"struct_bytes_python": ctypes.sizeof(struct), **dict(zip(names, sizes, strict=True))}
+
+
+def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
+    _library()
+    ops = torch.ops.pyconv
+    name = kernel.name
+    channels_last = problem.layout == "nhwc"
+    stride = [problem.stride_h, problem.stride_w]
+    padding = list(problem.padding)
+    dilation = [problem.dilation_h, problem.dilation_w]
+    size = [problem.h, problem.w]
+    if isinstance(problem, Conv2dProblem):
+        groups, filter_size = problem.groups, [problem.r, problem.s]
+        if kernel.pass_ == "fprop":
+            fprop = ops.conv2d_fprop.default
+            return lambda x, w, bias: fprop(
+                x, w, bias, stride, padding, dilation, groups, channels_last, name
+            )
+        if kernel.pass_ == "dgrad":
+            dgrad = ops.conv2d_dgrad.default
+            return lambda dy, w: dgrad(
+                dy, w, size, stride, padding, dilation, groups, channels_last, name
+            )
+        if kernel.pass_ == "wgrad":
+            wgrad = ops.conv2d_wgrad.default
+            return lambda x, dy: wgrad(
+                x, dy, filter_size, stride, padding, dilation, groups, channels_last, name
+            )
+        bgrad = ops.conv2d_bgrad.default
+        return lambda dy: bgrad(dy, channels_last, name)
+    assert isinstance(problem, Pool2dProblem)
+    window, ceil_mode = [problem.r, problem.s], problem.ceil_mode
+    if kernel.pass_ in ("fprop", "fprop_argmax"):
+        pool = ops.max_pool2d.default if kernel.pass_ == "fprop" else ops.max_pool2d_argmax.default
+        return lambda x: pool(x, window, stride, padding, dilation, ceil_mode, channels_last, name)
+    if kernel.pass_ == "dgrad":
+        scatter = ops.max_pool2d_dgrad.default
+        return lambda dy, argmax: scatter(
+            dy, argmax, size, window, stride, padding, dilation, ceil_mode, channels_last, name
+        )
+    gather = ops.max_pool2d_gather.default
+    return lambda x, argmax: gather(
+        x, argmax, window, stride, padding, dilation, ceil_mode, channels_last, name
+    )

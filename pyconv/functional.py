@@ -1,0 +1,533 @@
+"""``conv2d`` and ``max_pool2d``: torch's functions, run by pyconv's kernels.
+
+Signatures, defaults, results, memory formats and errors are those of :mod:`torch.nn.functional`. What torch
+lacks is an addition: padding per side, as four numbers ``(top, bottom, left, right)``.
+
+Integer, boolean and complex tensors, and tensors with a layout other than strided, are passed to torch's own
+operator as they are: pyconv has no kernels for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
+
+from pyconv import ops
+from pyconv.autograd import CONV2D_FUNCTIONS, POOL2D_FUNCTIONS, Eager
+from pyconv.plan import plan_for
+from pyconv.problem import DTYPE_NAMES
+from pyconv.selection import forced
+
+IntOrPair = int | Sequence[int]
+Padding = int | Sequence[int] | str
+
+#: Arguments of an eager call -> the form that runs it. Cleared whenever choices may change.
+_plans: dict[Any, Eager] = {}
+_MOST_PLANS = 4096  # a backstop against endlessly varying shapes; a plan is about 1 kB
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_functorch_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_compiling = torch.compiler.is_compiling
+_is_tracing = torch._C._is_tracing
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing stands between the call and the kernels: no subclass, mode, transform or tracer."""
+    if _functorch_active() or _dispatch_modes() or _is_tracing():
+        return False
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return False
+    return True
+
+
+def _autocasts(device_type: str) -> bool:
+    # is_autocast_enabled raises for kinds of device that have no autocast, such as meta.
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+# ---- Arguments, with torch's errors ------------------------------------------------------------------------
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _ints(function: str, name: str, value: Any) -> tuple[int, ...]:
+    """``value`` as a tuple of integers, whether it was one integer or a sequence."""
+    if _is_int(value):
+        return (value,)
+    if isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v) for v in value):
+        return tuple(value)
+    kind = type(value).__name__
+    raise TypeError(f"{function}(): argument '{name}' must be tuple of ints, not {kind} ({value!r})")
+
+
+def _conv_pair(name: str, value: Any) -> tuple[int, int]:
+    values = _ints("conv2d", name, value)
+    if len(values) not in (1, 2):
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of 2 values to match the convolution "
+            f"dimensions, but got {name}={list(values)}"
+        )
+    return values[0], values[-1]
+
+
+def _conv_padding(
+    value: Padding, filter_size: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    if isinstance(value, str):
+        if value == "valid":
+            return 0, 0, 0, 0
+        if value != "same":
+            raise RuntimeError(f"Invalid padding string: '{value}'")
+        if stride != (1, 1):
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        vertical, horizontal = (d * (size - 1) for d, size in zip(dilation, filter_size, strict=True))
+        # The extra element of an odd total goes after, as torch does it.
+        return vertical // 2, vertical - vertical // 2, horizontal // 2, horizontal - horizontal // 2
+    values = _ints("conv2d", "padding", value)
+    if len(values) not in (1, 2, 4):
+        raise RuntimeError(
+            "expected padding to be a single integer value or a list of 2 values to match the convolution "
+            "dimensions, or of 4 values (top, bottom, left, right), "
+            f"but got padding={list(values)}"
+        )
+    if len(values) == 4:
+        top, bottom, left, right = values
+        return top, bottom, left, right
+    return values[0], values[0], values[-1], values[-1]
+
+
+def _check_conv_operands(x: Tensor, w: Tensor, bias: Tensor | None, groups: int) -> None:
+    for name, tensor in (("input", x), ("weight", w), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
+            raise TypeError(f"conv2d(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
+    if not _is_int(groups):
+        raise TypeError(f"conv2d(): argument 'groups' must be int, not {type(groups).__name__}")
+    if groups <= 0:
+        raise RuntimeError("non-positive groups is not supported")
+    if x.dim() not in (3, 4):
+        raise RuntimeError(
+            "Expected 3D (unbatched) or 4D (batched) input to conv2d, "
+            f"but got input of size: {list(x.shape)}"
+        )
+    if w.dim() != 4:
+        # torch's words for a batched input; an unbatched one meets the same rule.
+        raise RuntimeError(
+            f"Expected {w.dim()}-dimensional input for {w.dim()}-dimensional weight {list(w.shape)}, "
+            f"but got {x.dim()}-dimensional input of size {list(x.shape)} instead"
+        )
+    if x.dtype != w.dtype:
+        raise RuntimeError(f"Input type ({x.dtype}) and weight type ({w.dtype}) should be the same")
+    if bias is not None and bias.dtype != x.dtype:
+        raise RuntimeError(f"Input type ({x.dtype}) and bias type ({bias.dtype}) should be the same")
+    for name, tensor in (("weight", w), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but input is on {x.device} and {name} is on "
+                f"{tensor.device}"
+            )
+
+
+def _check_conv_sizes(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> None:
+    """``x_shape`` is batched."""
+    if min(stride) <= 0:
+        raise RuntimeError("non-positive stride is not supported")
+    if min(padding) < 0:
+        raise RuntimeError("negative padding is not supported")
+    if min(dilation) <= 0:
+        raise RuntimeError("dilation should be greater than zero: non-positive dilation is not supported")
+    if w_shape[0] < groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be at least {groups} at dimension 0, "
+            f"but got weight of size {list(w_shape)} instead"
+        )
+    if w_shape[0] % groups:
+        raise RuntimeError(
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, "
+            f"but got weight of size {list(w_shape)} instead"
+        )
+    if x_shape[1] != w_shape[1] * groups:
+        raise RuntimeError(
+            f"Given groups={groups}, weight of size {list(w_shape)}, expected input{list(x_shape)} to have "
+            f"{w_shape[1] * groups} channels, but got {x_shape[1]} channels instead"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != w_shape[0]):
+        raise RuntimeError(
+            f"Given weight of size {list(w_shape)}, expected bias to be 1-dimensional with {w_shape[0]} "
+            f"elements, but got bias of size {list(bias.shape)} instead"
+        )
+    if min(w_shape[2:]) <= 0:
+        raise RuntimeError(f"expected a filter of at least 1x1, but got weight of size {list(w_shape)}")
+    padded = (x_shape[2] + padding[0] + padding[1], x_shape[3] + padding[2] + padding[3])
+    effective = tuple(d * (size - 1) + 1 for d, size in zip(dilation, w_shape[2:], strict=True))
+    if padded[0] < effective[0] or padded[1] < effective[1]:
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). "
+            f"Kernel size: ({effective[0]} x {effective[1]}). "
+            "Kernel size can't be greater than actual input size"
+        )
+
+
+def _is_channels_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """torch's ``suggest_memory_format`` for a 4-D tensor (c10/core/MemoryFormat.h), ambiguities included."""
+    least = 0
+    if strides[1] == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        if shape[axis] == 0 or strides[axis] < least:
+            return False
+        if axis == 0 and least == strides[1]:
+            return False
+        least = strides[axis] * max(shape[axis], 1)
+    return True
+
+
+def _prefers_channels_last(*tensors: Tensor) -> bool:
+    return any(_is_channels_last(tensor.shape, tensor.stride()) for tensor in tensors)
+
+
+# ---- conv2d --------------------------------------------------------------------------------------------------
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: Padding = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution (cross-correlation), as :func:`torch.nn.functional.conv2d`.
+
+    ``y[n,k,p,q] = bias[k] + sum over c,r,s of x[n,c, p*stride_h - pad_top + r*dilation_h,
+    q*stride_w - pad_left + s*dilation_w] * w[k,c,r,s]``, where x outside the image is zero.
+
+    Args:
+        input: ``[n, c, h, w]`` or unbatched ``[c, h, w]``; any strides.
+        weight: ``[k, c/groups, r, s]`` of the same dtype.
+        bias: ``[k]`` or ``None``.
+        stride, dilation: one integer or ``(vertical, horizontal)``.
+        padding: one integer, ``(vertical, horizontal)``, ``(top, bottom, left, right)``, ``"valid"`` or
+            ``"same"``.
+        groups: divides both c and k.
+
+    Returns:
+        ``[n, k, p, q]``, channels_last if the input or the weight is, else contiguous.
+
+    float32 and float64 run on pyconv's kernels. float16 and bfloat16 run on the kernels that the table lists
+    for them, integers, booleans and complex numbers on torch's own operator.
+
+    Raises:
+        RuntimeError, TypeError: as torch, naming the argument.
+    """
+    if _is_compiling():
+        return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    try:
+        key = (
+            input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype,
+            input.device, weight.device,
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            stride, padding, dilation, groups, forced(),
+        )  # fmt: skip
+        form = _plans.get(key)
+    except (AttributeError, TypeError):  # not a tensor, or a list where a tuple could stand
+        key = form = None
+    if form is not None and _is_plain(input, weight, bias) and not _autocasts(input.device.type):
+        return form("fprop", input, weight, bias)  # type: ignore[no-any-return]
+    return _conv2d(input, weight, bias, stride, padding, dilation, groups, key)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrPair,
+    padding: Padding,
+    dilation: IntOrPair,
+    groups: int,
+    key: Any = None,
+) -> Tensor:
+    """The whole of :func:`conv2d`: overrides, checks, autocast, and the form for next time."""
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
+        )
+    if isinstance(input, Tensor) and _autocasts(input.device.type):
+        return _autocast_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    _check_conv_operands(input, weight, bias, groups)
+    pair_stride, pair_dilation = _conv_pair("stride", stride), _conv_pair("dilation", dilation)
+    sides = _conv_padding(padding, weight.shape[2:], pair_stride, pair_dilation)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    _check_conv_sizes(x.shape, weight.shape, bias, pair_stride, sides, pair_dilation, groups)
+    if input.dtype not in DTYPE_NAMES or input.layout != torch.strided:
+        return _aten_conv2d(input, weight, bias, pair_stride, sides, pair_dilation, groups)
+    channels_last = _prefers_channels_last(x, weight)
+    if _is_compiling() or not _is_plain(input, weight, bias):
+        y = torch.ops.pyconv.conv2d_fprop.auto(
+            x, weight, bias, pair_stride, sides, pair_dilation, groups, channels_last
+        )
+    else:
+        problem = ops.conv2d_problem(
+            x.shape, weight.shape, pair_stride, sides, pair_dilation, groups, channels_last, x.dtype
+        )
+        form = Eager(plan_for(problem, x.device.type), CONV2D_FUNCTIONS)
+        _remember(key if input.dim() == 4 else None, form)
+        y = form("fprop", x, weight, bias)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _remember(key: Any, form: Eager) -> None:
+    if key is not None:
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = form
+
+
+def _autocast_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """torch's autocast rule for convolutions: floating-point operands in the autocast dtype."""
+    device_type = input.device.type
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(tensor: Any) -> Any:
+        eligible = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    with torch.autocast(device_type, enabled=False):
+        return _conv2d(cast(input), cast(weight), cast(bias), *rest)
+
+
+def _aten_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """torch's own operator, for dtypes and layouts that pyconv has no kernels for."""
+    top, bottom, left, right = sides
+    if (top, left) == (bottom, right):
+        return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
+    return F.conv2d(F.pad(input, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
+
+
+# ---- max_pool2d ------------------------------------------------------------------------------------------------
+
+
+def _pool_pair(name: str, value: Any) -> tuple[int, int]:
+    values = _ints("max_pool2d", name, value)
+    if len(values) not in (1, 2):
+        raise RuntimeError(f"max_pool2d: {name} must either be a single int, or a tuple of two ints")
+    return values[0], values[-1]
+
+
+def _pool_padding(value: Any) -> tuple[int, int, int, int]:
+    values = _ints("max_pool2d", "padding", value)
+    if len(values) not in (1, 2, 4):
+        raise RuntimeError(
+            "max_pool2d: padding must either be a single int, or a tuple of two ints, or of four "
+            f"(top, bottom, left, right), but got {list(values)}"
+        )
+    if len(values) == 4:
+        top, bottom, left, right = values
+        return top, bottom, left, right
+    return values[0], values[0], values[-1], values[-1]
+
+
+def _check_pool(
+    input: Tensor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> None:
+    if min(window) <= 0:
+        raise RuntimeError(
+            f"kernel size should be greater than zero, but got kH: {window[0]} kW: {window[1]}"
+        )
+    if 0 in stride:
+        raise RuntimeError("stride should not be zero")
+    if min(stride) < 0:
+        raise RuntimeError(f"stride should be greater than zero, but got dH: {stride[0]} dW: {stride[1]}")
+    if min(dilation) <= 0:
+        raise RuntimeError(
+            "dilation should be greater than zero, "
+            f"but got dilationH: {dilation[0]} dilationW: {dilation[1]}"
+        )
+    shape = input.shape
+    # Only the batch may be empty.
+    if input.dim() not in (3, 4) or any(size == 0 for size in shape[-3:]):
+        raise RuntimeError(
+            "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
+            f"but got:{list(shape)}"
+        )
+    extents = []
+    for axis in (0, 1):
+        before, after = sides[2 * axis : 2 * axis + 2]
+        if min(before, after) < 0:
+            raise RuntimeError(f"pad must be non-negative, but got pad: {min(before, after)}")
+        if max(before, after) > (dilation[axis] * (window[axis] - 1) + 1) // 2:
+            raise RuntimeError(
+                "pad should be at most half of effective kernel size, but got "
+                f"pad={max(before, after)}, kernel_size={window[axis]} and dilation={dilation[axis]}"
+            )
+        extents.append(
+            ops.pool_extent(
+                shape[axis - 2], before, after, window[axis], stride[axis], dilation[axis], ceil_mode
+            )
+        )
+    for axis in (0, 1):
+        # torch compares the padding with half the window, not with half its dilated extent.
+        if max(sides[2 * axis : 2 * axis + 2]) > window[axis] // 2:
+            raise RuntimeError(
+                "pad should be smaller than or equal to half of kernel size, but got "
+                f"padW = {max(sides[2:])}, padH = {max(sides[:2])}, kW = {window[1]}, kH = {window[0]}"
+            )
+    if min(extents) < 1:
+        c, h, w = shape[-3:]
+        raise RuntimeError(
+            f"Given input size: ({c}x{h}x{w}). Calculated output size: ({c}x{extents[0]}x{extents[1]}). "
+            "Output size is too small"
+        )
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: IntOrPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """2-D max-pooling, as :func:`torch.nn.functional.max_pool2d`.
+
+    ``y[n,c,p,q]`` is the largest of ``x[n,c, p*stride_h - pad_top + r*dilation_h, ...]`` over the places of
+    the window that lie inside the image. The first of equal values wins, in row-major order; a NaN beats
+    every number.
+
+    Args:
+        input: ``[n, c, h, w]`` or unbatched ``[c, h, w]``.
+        kernel_size, stride, dilation: one integer or ``(vertical, horizontal)``; stride defaults to
+            kernel_size.
+        padding: one integer, ``(vertical, horizontal)`` or ``(top, bottom, left, right)``, each at most half
+            the window.
+        ceil_mode: also take a last, partial window that starts inside the image or its leading padding.
+        return_indices: also return int64 places ``h * w_extent + w`` within each plane.
+
+    Returns:
+        ``y`` or ``(y, indices)``, in the memory format of the input.
+
+    float32 and float64 run on pyconv's kernels, integers on torch's own operator.
+
+    Raises:
+        RuntimeError, TypeError: as torch, naming the argument.
+    """
+    if _is_compiling():
+        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    try:
+        key = (
+            "pool", input.shape, input.stride(), input.dtype, input.device,
+            kernel_size, stride, padding, dilation, ceil_mode, forced(),
+        )  # fmt: skip
+        form = _plans.get(key)
+    except (AttributeError, TypeError):
+        key = form = None
+    if form is not None and _is_plain(input):
+        return _run_pool(form, input, return_indices)
+    return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, key)
+
+
+def _run_pool(form: Eager, x: Tensor, return_indices: bool) -> Any:
+    if return_indices:
+        y, argmax = form("fprop_argmax", x)
+        return y, argmax.long()
+    if x.requires_grad and torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
+        return form("fprop_argmax", x)[0]
+    return form.plan.launch("fprop", x)
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None,
+    padding: int | Sequence[int],
+    dilation: IntOrPair,
+    ceil_mode: bool,
+    return_indices: bool,
+    key: Any = None,
+) -> Any:
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            max_pool2d, (input,), input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        )
+    if not isinstance(input, Tensor):
+        raise TypeError(f"max_pool2d(): argument 'input' must be Tensor, not {type(input).__name__}")
+    window = _pool_pair("kernel_size", kernel_size)
+    has_stride = stride is not None and stride != [] and stride != ()
+    pair_stride = _pool_pair("stride", stride) if has_stride else window
+    sides, pair_dilation = _pool_padding(padding), _pool_pair("dilation", dilation)
+    ceil_mode = bool(ceil_mode)
+    _check_pool(input, window, pair_stride, sides, pair_dilation, ceil_mode)
+    if input.dtype not in DTYPE_NAMES or input.layout != torch.strided:
+        return _aten_max_pool2d(input, window, pair_stride, sides, pair_dilation, ceil_mode, return_indices)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    channels_last = _prefers_channels_last(x)
+    if _is_compiling() or not _is_plain(input):
+        arguments = (x, window, pair_stride, sides, pair_dilation, ceil_mode, channels_last)
+        if return_indices:
+            y, argmax = torch.ops.pyconv.max_pool2d_argmax.auto(*arguments)
+            result = y, argmax.long()
+        else:
+            result = torch.ops.pyconv.max_pool2d.auto(*arguments)
+    else:
+        problem = ops.pool2d_problem(
+            x.shape, window, pair_stride, sides, pair_dilation, ceil_mode, channels_last, x.dtype
+        )
+        form = Eager(plan_for(problem, x.device.type), POOL2D_FUNCTIONS)
+        _remember(key if input.dim() == 4 else None, form)
+        result = _run_pool(form, x, return_indices)
+    if input.dim() == 4:
+        return result
+    return tuple(part.squeeze(0) for part in result) if return_indices else result.squeeze(0)
+
+
+def _aten_max_pool2d(
+    input: Tensor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    sides: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    """torch's own operator, for dtypes and layouts that pyconv has no kernels for."""
+    top, bottom, left, right = sides
+    if (top, left) != (bottom, right):
+        _no_kernel(f"max_pool2d: padding per side takes floating-point tensors, not {input.dtype}")
+    return F.max_pool2d(
+        input, window, stride, (top, left), dilation, ceil_mode, return_indices=return_indices
+    )
+
+
+def _no_kernel(message: str) -> NoReturn:
+    raise NotImplementedError(message)

@@ -1,0 +1,161 @@
+"""The one place that chooses a kernel: an explicit choice, else a heuristic from the problem.
+
+Selection never looks at the number of threads or at the data, so the same problem gets the same kernel and
+the same bits. ``aten`` (torch's own kernel) is the last resort: it is chosen only where no line of ours
+supports the problem, or where it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+
+from pyconv import backends
+from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
+from pyconv.registry import BACKENDS, PASSES, Kernel, kernels
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One line of ``explain``: a kernel, and what selection said about it."""
+
+    kernel: Kernel
+    chosen: bool
+    reason: str
+
+
+_forced: ContextVar[tuple[str, ...]] = ContextVar("pyconv_forced", default=())
+
+
+#: The environment's choice, read once.
+_environment = tuple(os.environ.get("PYCONV_KERNELS", "").replace(",", " ").split())
+
+
+def forced() -> tuple[str, ...]:
+    """What :func:`use` or ``PYCONV_KERNELS`` asks for now: algorithms, backends, names or ids."""
+    return _forced.get() or _environment
+
+
+@contextlib.contextmanager
+def use(*names: str) -> Iterator[None]:
+    """Within the block, take kernels matching ``names`` wherever one of them supports the problem.
+
+    Args:
+        names: An algorithm (``direct``), a backend (``aten``), a kernel's name
+            (``conv2d.fprop.direct``) or id (``conv2d.fprop.direct@cpu``); the first that fits wins. Where
+            none fits, selection goes on as usual.
+
+    Raises:
+        ValueError: if a name matches no line of the table.
+    """
+    for name in names:
+        if name not in BACKENDS and not any(_matches(kernel, name) for kernel in kernels()):
+            raise ValueError(
+                f"use: {name!r} is no algorithm, backend, name or id of the kernel table; "
+                "see `pyconv kernels`"
+            )
+    token = _forced.set(names)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _matches(kernel: Kernel, name: str) -> bool:
+    return name in (kernel.algorithm, kernel.backend, kernel.name, kernel.id)
+
+
+def _preference(problem: Problem, pass_: str) -> list[tuple[str, str]]:
+    """Our algorithms in the order of expected speed, each with the reason. Measured by ``make bench``."""
+    if isinstance(problem, Pool2dProblem) or pass_ == "bgrad":
+        return [("direct", "the only algorithm of ours")]
+    if problem.group_c == 1 and problem.groups > 1:
+        return [("depthwise", "depthwise: bandwidth bound"), ("direct", "groups"), ("im2col_gemm", "groups")]
+    return [("direct", "first choice"), ("im2col_gemm", "second choice")]
+
+
+def choices(
+    problem: Problem, pass_: str, device_type: str = "cpu", names: tuple[str, ...] | None = None
+) -> list[Choice]:
+    """Every line of the table for this operation and pass, with what selection says about it.
+
+    ``names`` stands for what :func:`use` asks for; ``None`` is what it asks for now.
+    """
+    operation = "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
+    if pass_ not in PASSES[operation]:
+        raise ValueError(f"pass {pass_!r} is none of {', '.join(PASSES[operation])}")
+    lines = kernels(operation, pass_)
+    why_not = {
+        kernel.id: backends.unavailable(kernel.backend, device_type) or kernel.supports(problem)
+        for kernel in lines
+    }
+    able = [kernel for kernel in lines if why_not[kernel.id] is None]
+    chosen, reason = _choose(problem, pass_, able, forced() if names is None else names)
+    return [
+        Choice(kernel, True, f"chosen: {reason}")
+        if kernel is chosen
+        else Choice(kernel, False, f"not able: {why_not[kernel.id]}")
+        if why_not[kernel.id]
+        else Choice(kernel, False, _why_not_chosen(kernel, chosen))
+        for kernel in lines
+    ]
+
+
+def _choose(
+    problem: Problem, pass_: str, able: list[Kernel], names: tuple[str, ...]
+) -> tuple[Kernel | None, str]:
+    for name in names:
+        for kernel in able:
+            if _matches(kernel, name):
+                return kernel, f"asked for by {name!r}"
+    for algorithm, reason in _preference(problem, pass_):
+        for kernel in able:
+            if kernel.algorithm == algorithm and kernel.backend != "aten":
+                return kernel, reason
+    for kernel in able:
+        if kernel.backend == "aten":
+            return kernel, "last resort: no kernel of ours supports the problem"
+    return None, "nothing supports the problem"
+
+
+def _why_not_chosen(kernel: Kernel, chosen: Kernel | None) -> str:
+    if kernel.backend == "aten":
+        return "not chosen: torch's own kernel, the last resort"
+    return f"not chosen: {chosen.algorithm if chosen else 'nothing'} is expected to be faster"
+
+
+@cache
+def _select(problem: Problem, pass_: str, device_type: str, names: tuple[str, ...]) -> Kernel:
+    lines = choices(problem, pass_, device_type, names)
+    for choice in lines:
+        if choice.chosen:
+            return choice.kernel
+    reasons = "; ".join(f"{choice.kernel.id}: {choice.reason}" for choice in lines)
+    raise RuntimeError(f"pyconv: no kernel can do {pass_} of '{problem}' on {device_type}: {reasons}")
+
+
+def select(problem: Problem, pass_: str, device_type: str = "cpu") -> Kernel:
+    """The kernel for one pass of a problem on a kind of device.
+
+    Raises:
+        RuntimeError: with every line's reason, if none can do it.
+    """
+    return _select(problem, pass_, device_type, forced())
+
+
+def forget() -> None:
+    """Drops remembered choices, after the table or the environment has changed."""
+    _select.cache_clear()
+    from pyconv import plan
+
+    plan.forget()
+
+
+def explain(problem: Problem, device_type: str = "cpu") -> dict[str, list[Choice]]:
+    """For each pass of a problem, every line of the table and why it is or is not chosen."""
+    operation = "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
+    return {pass_: choices(problem, pass_, device_type) for pass_ in PASSES[operation]}

@@ -1,0 +1,59 @@
+"""Builds the native CPU library with CMake; everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def torch_path() -> Path:
+    # Found without importing torch, which takes seconds.
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit("pyconv: torch >= 2.11 must be installed before the native library can be built")
+    return Path(spec.origin).parent
+
+
+def tool(name: str) -> str:
+    """The command from this environment's packages, else from PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        sys.exit(f"pyconv: {name} is needed to build the native library (pip install {name})")
+    return found
+
+
+class BuildLibrary(build_ext):
+    """Runs CMake; the result is a plain shared library, not a Python extension module."""
+
+    def run(self) -> None:
+        inplace = self.inplace or self.editable_mode
+        output = ROOT / "pyconv" / "lib" if inplace else Path(self.build_lib).resolve() / "pyconv" / "lib"
+        build = ROOT / "build" / "native" if inplace else Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DTORCH_PATH={torch_path()}",
+            f"-DPYCONV_OUTPUT_DIR={output}",
+        ]  # fmt: skip
+        environment = {**os.environ, "CLICOLOR_FORCE": "0"}
+        subprocess.run(configure, check=True, env=environment)
+        subprocess.run([tool("cmake"), "--build", str(build)], check=True, env=environment)
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+
+setup(
+    ext_modules=[Extension("pyconv.lib.libpyconv_cpu", sources=[])],
+    cmdclass={"build_ext": BuildLibrary},
+)
