@@ -59,14 +59,18 @@ def _pass_function(pass_: str) -> type[Function]:
         """``out = pass(a, b)``, plus a bias for fprop. ``run`` computes it without autograd."""
 
         @staticmethod
-        def forward(ctx: Any, form: Form, run: Callable[..., Tensor], a: Tensor, b: Tensor, *bias: Any) -> Any:
+        def forward(
+            ctx: Any, form: Form, run: Callable[..., Tensor], a: Tensor, b: Tensor, *bias: Any
+        ) -> Any:
             ctx.form = form
             needs_a, needs_b = ctx.needs_input_grad[2:4]
             # The derivative in one operand needs the other one only.
             ctx.save_for_backward(a if needs_b else None, b if needs_a else None)
             ctx.save_for_forward(a, b)
             ctx.set_materialize_grads(False)
-            return run(a, b, *bias)
+            result = run(a, b, *bias)
+            ctx.shape = result.shape
+            return result
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
@@ -92,8 +96,7 @@ def _pass_function(pass_: str) -> type[Function]:
             if db is not None:
                 terms.append(_pass_into(ctx.form, out, {first: a, second: db}))
             if dbias and dbias[0] is not None:
-                shape = terms[0].shape if terms else ctx.form("fprop", a, b, None).shape
-                terms.append(dbias[0].view(1, -1, 1, 1).expand(shape))
+                terms.append(dbias[0].view(1, -1, 1, 1).expand(ctx.shape))
             return sum(terms[1:], start=terms[0])
 
     Pass.__name__ = Pass.__qualname__ = f"Conv2d{pass_.capitalize()}"
@@ -169,7 +172,7 @@ def _linear_function(pass_: str, transpose: str) -> type[Function]:
 def _single_level(function: type[Function]) -> Callable[..., Any]:
     # Function.apply's Python layer inspects signatures and looks for functorch levels at every call. The
     # eager path has no such level, and the registered path is below them: both use the C-level apply.
-    return super(Function, function).apply
+    return super(Function, function).apply  # type: ignore[misc]
 
 
 CONV2D_FUNCTIONS = {pass_: _single_level(_pass_function(pass_)) for pass_ in _SLOTS}
@@ -291,9 +294,7 @@ def _register_autograd(name: str, overload: torch._ops.OpOverload) -> None:
                 forward_ad._set_fwd_grad_enabled(True),
                 torch._C._AutoDispatchBelowAutograd(),
             ):
-                return overload.redispatch(
-                    keyset & torch._C._after_autograd_keyset, *operands, *static
-                )
+                return overload.redispatch(keyset & torch._C._after_autograd_keyset, *operands, *static)
 
         if not is_differentiated(*tensors):
             return run(*tensors)

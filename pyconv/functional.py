@@ -33,13 +33,14 @@ _MOST_PLANS = 4096  # a backstop against endlessly varying shapes; a plan is abo
 _PLAIN = (Tensor, torch.nn.Parameter)
 _functorch_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
 _is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._is_tracing
 
 
 def _is_plain(*tensors: Tensor | None) -> bool:
     """Whether nothing stands between the call and the kernels: no subclass, mode, transform or tracer."""
-    if _functorch_active() or _dispatch_modes() or _is_tracing():
+    if _functorch_active() or _dispatch_modes() or _function_modes() or _is_tracing():
         return False
     for tensor in tensors:
         if tensor is not None and type(tensor) not in _PLAIN:
@@ -115,8 +116,7 @@ def _check_conv_operands(x: Tensor, w: Tensor, bias: Tensor | None, groups: int)
         raise RuntimeError("non-positive groups is not supported")
     if x.dim() not in (3, 4):
         raise RuntimeError(
-            "Expected 3D (unbatched) or 4D (batched) input to conv2d, "
-            f"but got input of size: {list(x.shape)}"
+            f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {list(x.shape)}"
         )
     if w.dim() != 4:
         # torch's words for a batched input; an unbatched one meets the same rule.
@@ -239,6 +239,8 @@ def conv2d(
     """
     if _is_compiling():
         return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    key: Any = None
+    form: Eager | None = None
     try:
         key = (
             input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype,
@@ -248,7 +250,7 @@ def conv2d(
         )  # fmt: skip
         form = _plans.get(key)
     except (AttributeError, TypeError):  # not a tensor, or a list where a tuple could stand
-        key = form = None
+        key = None
     if form is not None and _is_plain(input, weight, bias) and not _autocasts(input.device.type):
         return form("fprop", input, weight, bias)  # type: ignore[no-any-return]
     return _conv2d(input, weight, bias, stride, padding, dilation, groups, key)
@@ -370,8 +372,7 @@ def _check_pool(
         raise RuntimeError(f"stride should be greater than zero, but got dH: {stride[0]} dW: {stride[1]}")
     if min(dilation) <= 0:
         raise RuntimeError(
-            "dilation should be greater than zero, "
-            f"but got dilationH: {dilation[0]} dilationW: {dilation[1]}"
+            f"dilation should be greater than zero, but got dilationH: {dilation[0]} dilationW: {dilation[1]}"
         )
     shape = input.shape
     # Only the batch may be empty.
@@ -444,6 +445,8 @@ def max_pool2d(
     """
     if _is_compiling():
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    key: Any = None
+    form: Eager | None = None
     try:
         key = (
             "pool", input.shape, input.stride(), input.dtype, input.device,
@@ -451,7 +454,7 @@ def max_pool2d(
         )  # fmt: skip
         form = _plans.get(key)
     except (AttributeError, TypeError):
-        key = form = None
+        key = None
     if form is not None and _is_plain(input):
         return _run_pool(form, input, return_indices)
     return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, key)
@@ -496,7 +499,7 @@ def _max_pool2d(
         arguments = (x, window, pair_stride, sides, pair_dilation, ceil_mode, channels_last)
         if return_indices:
             y, argmax = torch.ops.pyconv.max_pool2d_argmax.auto(*arguments)
-            result = y, argmax.long()
+            result: Any = (y, argmax.long())
         else:
             result = torch.ops.pyconv.max_pool2d.auto(*arguments)
     else:
@@ -524,7 +527,7 @@ def _aten_max_pool2d(
     top, bottom, left, right = sides
     if (top, left) != (bottom, right):
         _no_kernel(f"max_pool2d: padding per side takes floating-point tensors, not {input.dtype}")
-    return F.max_pool2d(
+    return F.max_pool2d(  # type: ignore[call-overload]
         input, window, stride, (top, left), dilation, ceil_mode, return_indices=return_indices
     )
 

@@ -60,9 +60,7 @@ def _empty(like: Tensor, shape: list[Any], channels_last: bool, dtype: torch.dty
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
 
 
-def _conv_extents(
-    size: Any, filter_size: Any, stride: Any, padding: Any, dilation: Any
-) -> tuple[Any, Any]:
+def _conv_extents(size: Any, filter_size: Any, stride: Any, padding: Any, dilation: Any) -> tuple[Any, Any]:
     top, bottom, left, right = padding
     p = (size[0] + top + bottom - dilation[0] * (filter_size[0] - 1) - 1) // stride[0] + 1
     q = (size[1] + left + right - dilation[1] * (filter_size[1] - 1) - 1) // stride[1] + 1
@@ -166,8 +164,9 @@ def pool2d_problem(
     dtype: torch.dtype,
 ) -> Pool2dProblem:
     """The descriptor of a pooling of a tensor of this shape."""
+    n, c, h, w = x_shape
     return Pool2dProblem(
-        *x_shape, *window, *stride, *padding, *dilation, ceil_mode, DTYPE_NAMES[dtype],
+        n, c, h, w, *window, *stride, *padding, *dilation, ceil_mode, DTYPE_NAMES[dtype],
         "nhwc" if channels_last else "nchw",
     )  # fmt: skip
 
@@ -192,9 +191,7 @@ def _auto_wgrad(x, dy, filter_size, stride, padding, dilation, groups, channels_
 def _auto_bgrad(dy, channels_last):  # type: ignore[no-untyped-def]
     # A sum over n, p, q: the problem of a 1x1 filter on one channel has the same y.
     n, k, p, q = dy.shape
-    problem = conv2d_problem(
-        (n, 1, p, q), (k, 1, 1, 1), (1, 1), (0,) * 4, (1, 1), 1, channels_last, dy.dtype
-    )
+    problem = conv2d_problem((n, 1, p, q), (k, 1, 1, 1), (1, 1), (0,) * 4, (1, 1), 1, channels_last, dy.dtype)
     return plan_for(problem, dy.device.type).launch("bgrad", dy)
 
 
@@ -212,16 +209,12 @@ def _auto_pool_dgrad(  # type: ignore[no-untyped-def]
     dy, argmax, input_size, window, stride, padding, dilation, ceil_mode, channels_last
 ):
     x_shape = (*dy.shape[:2], *input_size)
-    problem = pool2d_problem(
-        x_shape, window, stride, padding, dilation, ceil_mode, channels_last, dy.dtype
-    )
+    problem = pool2d_problem(x_shape, window, stride, padding, dilation, ceil_mode, channels_last, dy.dtype)
     return plan_for(problem, dy.device.type).launch("dgrad", dy, argmax)
 
 
 def _auto_pool_gather(x, argmax, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
-    problem = pool2d_problem(
-        x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype
-    )
+    problem = pool2d_problem(x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype)
     return plan_for(problem, x.device.type).launch("gather", x, argmax)
 
 

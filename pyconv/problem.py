@@ -286,9 +286,7 @@ class Pool2dProblem(_Fields):
         )
         _check_volumes(self, {"x": self.x_size, "y": self.y_size})
 
-    def _extent(
-        self, extent: int, before: int, after: int, window: int, stride: int, dilation: int
-    ) -> int:
+    def _extent(self, extent: int, before: int, after: int, window: int, stride: int, dilation: int) -> int:
         if not self.ceil_mode:
             return output_extent(extent, before + after, window, stride, dilation)
         # A last, partial window counts if it starts inside the input or its leading padding.
@@ -297,15 +295,11 @@ class Pool2dProblem(_Fields):
 
     @property
     def p(self) -> int:
-        return self._extent(
-            self.h, self.pad_top, self.pad_bottom, self.r, self.stride_h, self.dilation_h
-        )
+        return self._extent(self.h, self.pad_top, self.pad_bottom, self.r, self.stride_h, self.dilation_h)
 
     @property
     def q(self) -> int:
-        return self._extent(
-            self.w, self.pad_left, self.pad_right, self.s, self.stride_w, self.dilation_w
-        )
+        return self._extent(self.w, self.pad_left, self.pad_right, self.s, self.stride_w, self.dilation_w)
 
     @property
     def padding(self) -> tuple[int, int, int, int]:
@@ -428,9 +422,7 @@ def parse_problem(text: str) -> Problem:
         except ValueError as error:
             if str(error).startswith("problem"):
                 raise
-            raise ValueError(
-                f"problem {text!r}: {word!r} is not understood; accepted: {_ACCEPTED}"
-            ) from None
+            raise ValueError(f"problem {text!r}: {word!r} is not understood; accepted: {_ACCEPTED}") from None
     missing = sorted(expected - set(values))
     if missing:
         raise ValueError(f"problem {text!r}: no {', '.join(missing)}; accepted: {_ACCEPTED}")

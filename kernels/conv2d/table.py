@@ -13,7 +13,14 @@ def depthwise_only(problem: Problem) -> str | None:
 
 def _cpu(pass_: str, algorithm: str, source: str, **claims: object) -> Kernel:
     return Kernel(
-        "conv2d", pass_, algorithm, "cpu", FLOATS, source=f"conv2d/{source}", proved=("cpu",), **claims  # type: ignore[arg-type]
+        "conv2d",
+        pass_,
+        algorithm,
+        "cpu",
+        FLOATS,
+        source=f"conv2d/{source}",
+        proved=("cpu",),
+        **claims,  # type: ignore[arg-type]
     )
 
 

@@ -121,9 +121,7 @@ def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
             )
         if kernel.pass_ == "dgrad":
             dgrad = ops.conv2d_dgrad.default
-            return lambda dy, w: dgrad(
-                dy, w, size, stride, padding, dilation, groups, channels_last, name
-            )
+            return lambda dy, w: dgrad(dy, w, size, stride, padding, dilation, groups, channels_last, name)
         if kernel.pass_ == "wgrad":
             wgrad = ops.conv2d_wgrad.default
             return lambda x, dy: wgrad(

@@ -1,0 +1,71 @@
+# make train   set up, then train a ConvNet on real images through pyconv's kernels
+# make test    set up, then run the tests
+# The rest: test-all, bench, gpu, lint, format, tables, clean. Set-up is done once and kept in $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+PROCESSES ?= 2
+
+NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find kernels -name '*.cpp' -o -name '*.h')
+CPP_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: train test test-all bench gpu lint format tables setup clean
+
+train: setup
+	@echo "== training (digits by default; another data set: make train ARGS='--data fashion-mnist')"
+	$(PY) -m pyconv train $(ARGS)
+
+test: setup
+	@echo "== tests (the exhaustive sweep is: make test-all)"
+	$(PY) -m pytest -n $(PROCESSES) -m "not exhaustive" $(ARGS)
+
+test-all: setup
+	@echo "== tests, exhaustive sweep included"
+	$(PY) -m pytest -n $(PROCESSES) $(ARGS)
+
+bench: setup
+	@echo "== benchmark: pyconv against torch's own kernels"
+	$(PY) -m bench.run $(ARGS)
+
+# Needs no network and no virtual environment: any Python that has torch, pytest, cmake and ninja.
+#   make gpu PYTHON=python3
+gpu:
+	$(PYTHON) -m bench.gpu $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP_SOURCES)
+
+tables: setup
+	$(PY) -m pyconv.tables --write
+
+setup: $(VENV)/.native
+
+$(VENV)/.packages: pyproject.toml constraints.txt
+	@echo "== set-up 1/2: Python packages into $(VENV) (about 1 GB, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pyconv needs Python >= 3.11, and $(PYTHON) is older; try: make PYTHON=python3.12"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet -c constraints.txt torch setuptools wheel cmake ninja
+	@$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*p["dependencies"], *p["optional-dependencies"]["train"], \
+	  *p["optional-dependencies"]["dev"], sep="\n")' | grep -v "^pyconv" > $(VENV)/requirements.txt
+	@$(PY) -m pip install --quiet -c constraints.txt -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/.native: $(VENV)/.packages $(NATIVE_SOURCES)
+	@echo "== set-up 2/2: the native library, once per instruction set"
+	@$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf build *.egg-info pyconv/lib/*.so

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench.run`` from the checkout's root; see ``docs/benchmarks.md``."""

@@ -1,0 +1,196 @@
+// Depthwise convolution, one filter per channel (groups == c == k): forward and input gradient.
+//
+//   fprop   y[n,k,p,q] = bias[k] + sum over r, s of w[k,r,s] * x[n,k,h,w]      h = p*stride_h - pad_top +
+//   r*dilation_h dgrad   dx[n,k,h,w] = sum over r, s of w[k,r,s] * dy[n,k,p,q]              the same map, read
+//   from the other side
+//
+// Both gather along the axes of depthwise_axis.h and differ in nothing else. With r*s FMAs for each element read
+// and written, memory is the bound; a kernel only has to keep to vectors and to read each row from a near cache.
+//
+//   nchw   a vector is kLanes outputs of one row; each tap is one (deinterleaved, masked at the borders) load
+//   nhwc   a vector is kLanes channels of one output; kPixels outputs share each load of a weight
+//
+// An output sums its taps in the order r, s whatever tile it is in, so its bits depend on nothing but its sample.
+#include "depthwise_axis.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+struct DepthwiseTile {
+  static constexpr int kPixels = 8;  // nhwc: one weight load for 8 FMAs; 8 chains hide the FMA's latency
+  static constexpr int64_t kUnitFmas = 1 << 19;  // of one parallel unit: ~20 us
+};
+
+template <class T>
+class Depthwise {
+ public:
+  Depthwise(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgrad)
+      : in_(static_cast<const T*>(args.a)),
+        w_(static_cast<const T*>(args.b)),
+        bias_(static_cast<const T*>(args.bias)),
+        out_(static_cast<T*>(args.out)),
+        n_(problem.n),
+        channels_(problem.c),
+        taps_r_(problem.r),
+        taps_s_(problem.s),
+        in_h_(dgrad ? problem.p() : problem.h),
+        in_w_(dgrad ? problem.q() : problem.w) {
+    char* memory = static_cast<char*>(args.workspace);
+    rows_ = make_axis(row_sizes(problem, dgrad), memory);
+    cols_ = make_axis(col_sizes(problem, dgrad), memory);
+    filter_ = reinterpret_cast<T*>(memory);
+  }
+
+  static DepthwiseAxisSizes row_sizes(const Conv2dProblem& problem, bool dgrad) {
+    const int64_t h = problem.h, p = problem.p();
+    return {dgrad ? h : p, dgrad ? p : h, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, dgrad};
+  }
+  static DepthwiseAxisSizes col_sizes(const Conv2dProblem& problem, bool dgrad) {
+    const int64_t w = problem.w, q = problem.q();
+    return {dgrad ? w : q,    dgrad ? q : w,      problem.s, problem.stride_w,
+            problem.pad_left, problem.dilation_w, dgrad};
+  }
+
+  void run(bool nhwc) {
+    if (nhwc) {  // [r][s][channel]: a vector of channels is then one load
+      const int64_t taps = taps_r_ * taps_s_;
+      for (int64_t k = 0; k < channels_; ++k)
+        for (int64_t tap = 0; tap < taps; ++tap) filter_[tap * channels_ + k] = w_[k * taps + tap];
+    }
+    const int64_t all_rows = n_ * rows_.outputs * (nhwc ? 1 : channels_);
+    const int64_t row_fmas = cols_.outputs * (nhwc ? channels_ : 1) * (taps_r_ * taps_s_ + 1);
+    const int64_t unit_rows = 1 + DepthwiseTile::kUnitFmas / row_fmas;
+    parallel_for((all_rows + unit_rows - 1) / unit_rows, [&](int64_t unit, int) {
+      const int64_t end = (unit + 1) * unit_rows < all_rows ? (unit + 1) * unit_rows : all_rows;
+      for (int64_t row = unit * unit_rows; row < end; ++row) {
+        const int64_t plane = row / rows_.outputs, h = row % rows_.outputs;
+        for (int64_t phase = 0; phase < cols_.phases; ++phase)
+          nhwc ? row_nhwc(plane, h, phase) : row_nchw(plane, h, phase);
+      }
+    });
+  }
+
+ private:
+  // Calls tap(input row, filter row) for each filter row r that output row h meets inside the input, in order.
+  template <class Tap>
+  void for_each_row(int64_t h, const Tap& tap) const {
+    const int64_t phase = h % rows_.out_step, i = h / rows_.out_step;
+    for (const DepthwiseTap* r = rows_.begin(phase); r < rows_.end(phase); ++r)
+      if (r->begin <= i && i < r->end) tap(r->first + i * rows_.in_step, r->tap);
+  }
+
+  void row_nchw(int64_t plane, int64_t h, int64_t phase) const {
+    const int64_t k = plane % channels_, count = cols_.count(phase), in_step = cols_.in_step;
+    const T* in = in_ + plane * in_h_ * in_w_;
+    const T* filter = w_ + k * taps_r_ * taps_s_;
+    const DepthwiseTap *s_begin = cols_.begin(phase), *s_end = cols_.end(phase);
+    const DepthwiseCommon common(s_begin, s_end);
+    T* out = out_ + (plane * rows_.outputs + h) * cols_.outputs + phase;
+    const Vec<T> bias = broadcast<T>(bias_ ? bias_[k] : T(0));
+    for (int64_t i = 0; i < count; i += kLanes<T>, out += kLanes<T> * cols_.out_step) {
+      const int lanes = int(count - i < kLanes<T> ? count - i : kLanes<T>);
+      Vec<T> sum = bias;
+      if (in_step == 1 && common.begin <= i && i + kLanes<T> <= common.end) {
+        for_each_row(h, [&](int64_t row, int64_t r) {
+          const T* from = in + row * in_w_ + i;
+          for (const DepthwiseTap* s = s_begin; s < s_end; ++s)
+            sum += broadcast<T>(filter[r * taps_s_ + s->tap]) * load(from + s->first);
+        });
+      } else {
+        for_each_row(h, [&](int64_t row, int64_t r) {
+          for (const DepthwiseTap* s = s_begin; s < s_end; ++s) {
+            const int begin = int(s->begin > i ? s->begin - i < kLanes<T> ? s->begin - i : kLanes<T> : 0);
+            const int end = int(s->end - i < lanes ? s->end - i : lanes);
+            if (begin >= end) continue;
+            const Vec<T> value = load_lanes(in + row * in_w_ + s->first + i * in_step, in_step, begin, end);
+            sum = select<T>(lanes_between<T>(begin, end), sum + broadcast<T>(filter[r * taps_s_ + s->tap]) * value,
+                            sum);
+          }
+        });
+      }
+      if (cols_.out_step > 1) {
+        T values[kLanes<T>];
+        store<T>(values, sum);
+        for (int lane = 0; lane < lanes; ++lane) out[lane * cols_.out_step] = values[lane];
+      } else if (lanes == kLanes<T>)
+        store<T>(out, sum);
+      else
+        store_partial(out, sum, lanes);
+    }
+  }
+
+  void row_nhwc(int64_t n, int64_t h, int64_t phase) const {
+    constexpr int kPixels = DepthwiseTile::kPixels;
+    const int64_t count = cols_.count(phase);
+    const DepthwiseCommon common(cols_.begin(phase), cols_.end(phase));
+    for (int64_t i = 0; i < count;) {
+      const bool wide = common.begin <= i && i + kPixels <= common.end;
+      for (int64_t k = 0; k < channels_; k += kLanes<T>) {
+        const int lanes = int(channels_ - k < kLanes<T> ? channels_ - k : kLanes<T>);
+        if (lanes == kLanes<T>)
+          wide ? pixels<kPixels, true>(n, h, phase, i, k, lanes) : pixels<1, true>(n, h, phase, i, k, lanes);
+        else
+          wide ? pixels<kPixels, false>(n, h, phase, i, k, lanes) : pixels<1, false>(n, h, phase, i, k, lanes);
+      }
+      i += wide ? kPixels : 1;
+    }
+  }
+
+  // kCount neighbouring outputs of a phase, all inside every tap's range unless there is only one.
+  template <int kCount, bool kFull>
+  void pixels(int64_t n, int64_t h, int64_t phase, int64_t i, int64_t k, int lanes) const {
+    Vec<T> sum[kCount];
+    const Vec<T> bias = bias_ ? (kFull ? load(bias_ + k) : load_partial(bias_ + k, lanes)) : Vec<T>{};
+    for (int j = 0; j < kCount; ++j) sum[j] = bias;
+    const int64_t step = cols_.in_step * channels_;
+    for_each_row(h, [&](int64_t row, int64_t r) {
+      const T* from = in_ + (n * in_h_ + row) * in_w_ * channels_ + i * step + k;
+      for (const DepthwiseTap* s = cols_.begin(phase); s < cols_.end(phase); ++s) {
+        if (kCount == 1 && (i < s->begin || s->end <= i)) continue;
+        const T* weights = filter_ + (r * taps_s_ + s->tap) * channels_ + k;
+        const Vec<T> weight = kFull ? load(weights) : load_partial(weights, lanes);
+        const T* pixel = from + s->first * channels_;
+        for (int j = 0; j < kCount; ++j, pixel += step)
+          sum[j] += weight * (kFull ? load(pixel) : load_partial(pixel, lanes));
+      }
+    });
+    T* out = out_ + ((n * rows_.outputs + h) * cols_.outputs + phase + i * cols_.out_step) * channels_ + k;
+    for (int j = 0; j < kCount; ++j, out += cols_.out_step * channels_) {
+      if (kFull)
+        store<T>(out, sum[j]);
+      else
+        store_partial(out, sum[j], lanes);
+    }
+  }
+
+  const T* in_;
+  const T* w_;
+  const T* bias_;
+  T* out_;
+  const int64_t n_, channels_, taps_r_, taps_s_, in_h_, in_w_;
+  DepthwiseAxis rows_, cols_;
+  T* filter_;  // nhwc: [r][s][channel]
+};
+
+template <bool kDgrad>
+void run(const Conv2dProblem& problem, const Conv2dArgs& args) {
+  const bool nhwc = problem.layout == kNhwc;
+  if (problem.dtype == kFloat64)
+    Depthwise<double>(problem, args, kDgrad).run(nhwc);
+  else
+    Depthwise<float>(problem, args, kDgrad).run(nhwc);
+}
+
+template <bool kDgrad>
+int64_t workspace(const Conv2dProblem& problem, int) {
+  return Depthwise<float>::row_sizes(problem, kDgrad).bytes() +
+         Depthwise<float>::col_sizes(problem, kDgrad).bytes() +
+         (problem.layout == kNhwc ? problem.w_size() * int64_t(problem.dtype == kFloat64 ? 8 : 4) : 0);
+}
+PYCONV_CPU_KERNEL("conv2d.fprop.depthwise", run<false>, workspace<false>)
+PYCONV_CPU_KERNEL("conv2d.dgrad.depthwise", run<true>, workspace<true>)
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv

@@ -1,0 +1,298 @@
+// Direct convolution, channels first: x[n][c][h][w], w[k][c][r][s], y[n][k][p][q] (index_map.h for "in" and
+// "out").
+//
+// A unit copies the input rows it needs into a panel where every tap is a plain vector load (direct_nchw_input.h).
+// A register tile then holds mr output channels x a few vectors of output pixels: for every input channel and tap,
+// the pixel vectors are loaded once and multiplied by mr broadcast weights. Vectors run over the ends of rows and
+// images, so small images fill them too; few channels cost nothing, for channels are not lanes.
+//
+// Borders: the panel holds zeros for padding. 0*w adds nothing while w is finite; a panel of filters with an
+// infinite or NaN weight goes through a tile that masks padding out, so that such a weight reaches only the
+// outputs it belongs to.
+//
+// Order of every sum: input channels, tap rows, tap columns, in partial sums of some kChain products that are
+// added to the bias one after the other.
+#pragma once
+#include "direct_nchw_input.h"
+#include "direct_pack.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+template <class T>
+struct NchwConfig {
+  // mr x 2 accumulators + 2 inputs + 1 broadcast: 31 of 32 registers, 15 of 16. Without FMA the product needs one
+  // more.
+#if defined(__AVX2__)
+  static constexpr int kMr = kVectorRegisters == 32 ? 14 : 6;
+#else
+  static constexpr int kMr = 4;
+#endif
+  static constexpr int kVectors = 2;
+  // Up to this many channels a tile takes 4 vectors: as many sums in flight, fewer broadcasts.
+  static constexpr int kNarrowMr = kVectorRegisters == 32 ? 6 : 2;
+  static constexpr int kNarrowVectors = 4;
+  static constexpr int64_t kTileLanes = kNarrowVectors * kLanes<T>;  // most pixels of a tile
+  static constexpr int64_t kChain = 512;             // products per partial sum: rounding errors stay short
+  static constexpr int64_t kInputBytes = 512 << 10;  // input panel of a unit: half of a 1 MiB L2
+};
+
+// What all tiles of one class of one unit share.
+template <class T>
+struct TileInput {
+  int64_t channels, channel_size, taps;
+  const int64_t* tap_offsets;
+  const T* valid;  // a channel of ones where the panel is image and zeros where it is padding
+};
+
+// sums[m][lane] = bias[m] + the sums of pixels x[0], x[1], ... and packed filters w[in][tap][m]
+template <class T, int kMr, int kVectors>
+void nchw_tile(const TileInput<T>& input, const T* x, const T* w, const T* bias, T* sums) {
+  constexpr int64_t L = kLanes<T>;
+  for (int m = 0; m < kMr; ++m)
+    for (int v = 0; v < kVectors; ++v) store(sums + (m * kVectors + v) * L, broadcast(bias ? bias[m] : T(0)));
+
+  const int64_t chunk = NchwConfig<T>::kChain / std::max<int64_t>(input.taps, 1) + 1;
+  for (int64_t first = 0; first < input.channels; first += chunk) {
+    Vec<T> acc[kMr][kVectors] = {};
+    const int64_t end = std::min(first + chunk, input.channels);
+    for (int64_t c = first; c < end; ++c) {
+      const T* x_c = x + c * input.channel_size;
+      for (int64_t tap = 0; tap < input.taps; ++tap, w += kMr) {
+        const T* x_tap = x_c + input.tap_offsets[tap];
+        Vec<T> value[kVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) value[v] = load(x_tap + v * L);
+#pragma GCC unroll 16
+        for (int m = 0; m < kMr; ++m) {
+          const Vec<T> weight = broadcast(w[m]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) acc[m][v] += weight * value[v];
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < kMr; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        T* sum = sums + (m * kVectors + v) * L;
+        store(sum, load(sum) + acc[m][v]);
+      }
+    }
+  }
+}
+
+// The same sums in the same order for one channel of a panel of mr and one vector, skipping padding.
+template <class T>
+void nchw_tile_masked(const TileInput<T>& input, const T* x, const T* valid, const T* w, int64_t mr, const T* bias,
+                      T* sums) {
+  Vec<T> sum = broadcast(bias ? *bias : T(0));
+  const int64_t chunk = NchwConfig<T>::kChain / std::max<int64_t>(input.taps, 1) + 1;
+  for (int64_t first = 0; first < input.channels; first += chunk) {
+    Vec<T> acc = {};
+    for (int64_t c = first; c < std::min(first + chunk, input.channels); ++c)
+      for (int64_t tap = 0; tap < input.taps; ++tap, w += mr) {
+        const int64_t offset = input.tap_offsets[tap];
+        const Vec<T> next = acc + broadcast(*w) * load(x + c * input.channel_size + offset);
+        acc = select<T>(load(valid + offset) != Vec<T>{}, next, acc);
+      }
+    sum += acc;
+  }
+  store(sums, sum);
+}
+
+template <class T>
+using TileFunction = void (*)(const TileInput<T>&, const T*, const T*, const T*, T*);
+
+template <class T, int kVectors, int... kIndex>
+TileFunction<T> tile_function(int64_t mr, std::integer_sequence<int, kIndex...>) {
+  static constexpr TileFunction<T> kFunctions[] = {nchw_tile<T, kIndex + 1, kVectors>...};
+  return kFunctions[mr - 1];
+}
+
+// The tile of mr channels for the next of `left` vectors of pixels, and how many of them it takes.
+template <class T>
+TileFunction<T> tile_function(int64_t mr, int64_t left, int64_t* vectors) {
+  using Config = NchwConfig<T>;
+  constexpr std::make_integer_sequence<int, Config::kMr> kAll{};
+  constexpr std::make_integer_sequence<int, Config::kNarrowMr> kNarrow{};
+  if (mr <= Config::kNarrowMr && left > Config::kVectors) {
+    *vectors = Config::kNarrowVectors;
+    return tile_function<T, Config::kNarrowVectors>(mr, kNarrow);
+  }
+  *vectors = left > 1 ? Config::kVectors : 1;
+  return left > 1 ? tile_function<T, Config::kVectors>(mr, kAll) : tile_function<T, 1>(mr, kAll);
+}
+
+// ---- Store -----------------------------------------------------------------------------------------
+
+// Lanes [lane, lane + length) of a tile lie side by side in one output row, from element `out` of the channel on.
+struct Segment {
+  int64_t lane, length, out;
+};
+
+// The segments of pixels [first, end) of the panel; lanes over halo columns belong to none.
+template <class T>
+int find_segments(const Gather& g, const InputPanel<T>& panel, int64_t first, int64_t end, Segment* segments) {
+  const AxisMap &rows = panel.rows, &cols = panel.cols;
+  const int64_t image_stride = g.problem.groups * g.out_c * g.out_h * g.out_w;
+  int64_t row = first / panel.line, image = first % panel.line / panel.width, col = first % panel.width;
+  int count = 0;
+  for (int64_t f = first; f < end;) {
+    const int64_t length = std::min(cols.out_count - col, end - f);
+    if (length > 0) {
+      const int64_t out = image * image_stride + (rows.out_origin + (panel.row + row) * rows.out_step) * g.out_w +
+                          cols.out_origin + col * cols.out_step;
+      Segment* last = segments + count - 1;
+      if (count > 0 && cols.out_step == 1 && last->lane + last->length == f - first &&
+          last->out + last->length == out)
+        last->length += length;
+      else
+        segments[count++] = {f - first, length, out};
+    }
+    f += panel.width - col, col = 0;
+    if (++image == panel.images) image = 0, ++row;
+  }
+  return count;
+}
+
+template <class T>
+void store_segment(T* to, int64_t step, const T* from, int64_t length) {
+  if (step == 1) {
+    int64_t i = 0;
+    for (; i + kLanes<T> <= length; i += kLanes<T>) store(to + i, load(from + i));
+    if (i < length) store_partial(to + i, load(from + i), int(length - i));
+  } else {
+    for (int64_t i = 0; i < length; ++i) to[i * step] = from[i];
+  }
+}
+
+// ---- Plan ------------------------------------------------------------------------------------------
+
+template <class T>
+struct NchwPlan {
+  using Config = NchwConfig<T>;
+  Gather g;
+  int64_t panels;
+  Units units;
+  int64_t packed_bytes, flags_bytes, taps_bytes, ones_bytes, input_bytes;
+
+  NchwPlan(const Conv2dProblem& problem, bool dgrad) : g(make_gather(problem, dgrad)) {
+    panels = ceil_div(g.out_c, Config::kMr);
+    const AxisMap rows = g.rows(0), cols = g.cols(0);
+    const int64_t copies = Phases(rows, false).phases * Phases(cols, split_columns<T>(cols)).phases;
+    const int64_t pixel_bytes = std::max<int64_t>(1, sizeof(T) * copies * g.in_c);
+    units = make_units(g, panels, std::max<int64_t>(Config::kInputBytes / pixel_bytes, 2 * kLanes<T>));
+
+    int64_t row_room = 0, col_room = 0;  // of the largest class, along each axis
+    for (int64_t residue = 0; residue < g.row_classes; ++residue) {
+      const Phases phases(g.rows(residue), false);
+      row_room = std::max(row_room, phases.phases * (units.rows + phases.halo));
+    }
+    for (int64_t residue = 0; residue < g.col_classes; ++residue) {
+      const AxisMap axis = g.cols(residue);
+      const Phases phases(axis, split_columns<T>(axis));
+      col_room = std::max(col_room, phases.phases * (axis.out_count + phases.halo));
+    }
+    const int64_t size = (g.in_c + 1) * row_room * col_room * units.images + Config::kTileLanes;
+    packed_bytes = round_up(problem.groups * g.out_c * g.in_c * g.taps * int64_t(sizeof(T)), 64);
+    flags_bytes = round_up(problem.groups * panels, 64);
+    taps_bytes = round_up(g.taps * int64_t(sizeof(int64_t)), 64);
+    ones_bytes = round_up(g.in_w * int64_t(sizeof(T)), 64);
+    input_bytes = round_up(size * int64_t(sizeof(T)), 64);
+  }
+  // Output channels are dealt out evenly, so no panel is a splinter.
+  int64_t panel_begin(int64_t panel) const { return panel * g.out_c / panels; }
+  int64_t thread_bytes() const { return taps_bytes + ones_bytes + input_bytes; }
+  int64_t workspace(int threads) const { return packed_bytes + flags_bytes + threads * thread_bytes(); }
+};
+
+// All pixels of one class of one unit, for one panel of output channels. y and bias point at its first channel.
+template <class T>
+void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>& input, const T* x, const T* w,
+                bool finite, int64_t mr, const T* bias, T* y) {
+  using Config = NchwConfig<T>;
+  constexpr int64_t L = kLanes<T>;
+  alignas(64) T sums[Config::kMr * Config::kTileLanes + L];  // + L: a segment's last load may pass its end
+  Segment segments[Config::kTileLanes];
+  const int64_t y_channel = g.out_h * g.out_w;
+  int64_t vectors = 1;
+  for (int64_t f = 0; f < panel.pixels(); f += vectors * L) {
+    const auto tile = tile_function<T>(mr, finite ? ceil_div(panel.pixels() - f, L) : 1, &vectors);
+    const int count = find_segments(g, panel, f, std::min(f + vectors * L, panel.pixels()), segments);
+    if (count == 0) continue;
+    if (finite) {
+      tile(input, x + f, w, bias, sums);
+    } else {
+      for (int64_t m = 0; m < mr; ++m)
+        nchw_tile_masked(input, x + f, input.valid + f, w + m, mr, bias ? bias + m : nullptr, sums + m * L);
+    }
+    for (int64_t m = 0; m < mr; ++m)
+      for (int i = 0; i < count; ++i)
+        store_segment(y + m * y_channel + segments[i].out, panel.cols.out_step,
+                      sums + m * vectors * L + segments[i].lane, segments[i].length);
+  }
+}
+
+template <class T>
+void direct_nchw(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgrad) {
+  const NchwPlan<T> plan(problem, dgrad);
+  const Gather& g = plan.g;
+  const T* w = static_cast<const T*>(args.b);
+  const T* bias = static_cast<const T*>(args.bias);
+  char* workspace = static_cast<char*>(args.workspace);
+  T* packed = reinterpret_cast<T*>(workspace);
+  char* finite = workspace + plan.packed_bytes;
+  const int64_t x_channel = g.in_h * g.in_w, y_channel = g.out_h * g.out_w;
+
+  // Pack the filters.
+  for_each_unit(problem.groups * plan.panels, plan.units.serial, [&](int64_t index, int) {
+    const int64_t group = index / plan.panels, panel = index % plan.panels, out = plan.panel_begin(panel);
+    finite[index] = pack_nchw_panel(g, w, group, out, plan.panel_begin(panel + 1) - out,
+                                    packed + (group * g.out_c + out) * g.in_c * g.taps);
+  });
+
+  for_each_unit(plan.units.count(problem.groups), plan.units.serial, [&](int64_t index, int thread) {
+    const Unit unit = unit_at(g, plan.units, plan.panels, index);
+    char* scratch = workspace + plan.packed_bytes + plan.flags_bytes + thread * plan.thread_bytes();
+    int64_t* tap_offsets = reinterpret_cast<int64_t*>(scratch);
+    T* ones = reinterpret_cast<T*>(scratch + plan.taps_bytes);
+    T* x_panel = reinterpret_cast<T*>(scratch + plan.taps_bytes + plan.ones_bytes);
+    const char* unit_finite = finite + unit.group * plan.panels + unit.panel;
+    const bool all_finite = std::all_of(unit_finite, unit_finite + unit.panels, [](char flag) { return flag; });
+
+    for_each_class(g, [&](const AxisMap& rows, const AxisMap& cols, int64_t taps_before) {
+      const int64_t row_count = std::min(unit.rows, rows.out_count - unit.row);
+      if (row_count <= 0) return;
+      const InputPanel<T> panel(rows, cols, unit.row, row_count, unit.images);
+      const int64_t taps = rows.taps * cols.taps;
+
+      // Pack the input.
+      const T* x = static_cast<const T*>(args.a) + (unit.image * problem.groups + unit.group) * g.in_c * x_channel;
+      T* to = x_panel;
+      for (int64_t c = 0; c < g.in_c; ++c)
+        to = pack_channel(panel, x + c * x_channel, problem.groups * g.in_c * x_channel, g.in_w, to);
+      if (!all_finite) {
+        std::fill(ones, ones + g.in_w, T(1));
+        pack_channel<T>(panel, ones, 0, 0, to);
+      }
+      for (int64_t tap = 0; tap < taps; ++tap)
+        tap_offsets[tap] = panel.tap_offset(tap / cols.taps, tap % cols.taps);
+
+      // Compute and store: the input panel stays in cache while the panels of filters pass.
+      const TileInput<T> input{taps > 0 ? g.in_c : 0, panel.channel_size, taps, tap_offsets, to};
+      for (int64_t i = unit.panel; i < unit.panel + unit.panels; ++i) {
+        const int64_t out = plan.panel_begin(i), mr = plan.panel_begin(i + 1) - out;
+        const int64_t channel = unit.group * g.out_c + out;
+        T* y = static_cast<T*>(args.out) + (unit.image * problem.groups * g.out_c + channel) * y_channel;
+        nchw_panel(g, panel, input, x_panel, packed + channel * g.in_c * g.taps + taps_before * g.in_c * mr,
+                   finite[unit.group * plan.panels + i] != 0, mr, bias ? bias + channel : nullptr, y);
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv

@@ -1,0 +1,255 @@
+// Direct convolution, channels last: x[n][h][w][c], w[k][r][s][c], y[n][p][q][k] (index_map.h for "in" and "out").
+//
+// Indirect convolution (Dukhan, "The Indirect Convolution Algorithm", 2019): a register tile holds mr output
+// pixels x nr output channels. For every tap and input channel, one scalar of each pixel's input is broadcast
+// against nr packed weights. Each pixel keeps its own offset, so a tile may take its pixels from anywhere.
+//
+// Borders: the outputs are cut into rectangles within which the same taps fall inside the image, and tiles are
+// filled from one rectangle over several images. So no padding is read, stored or multiplied: border pixels cost
+// less than inner ones, and an infinite weight outside the image spoils nothing.
+//
+// Order of every sum: blocks of input channels; within one, tap rows, tap columns, channels; then bias or the
+// blocks before are added.
+#pragma once
+#include "direct_pack.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+template <class T>
+struct NhwcConfig {
+  // 14 x 2 accumulators + 2 weights + 1 broadcast of 32 registers; 6 x 2 of 16. Without FMA the product needs one
+  // more.
+#if defined(__AVX2__)
+  static constexpr int kMr = kVectorRegisters == 32 ? 14 : 6;
+#else
+  static constexpr int kMr = 4;
+#endif
+  static constexpr int kVectors = 2;
+  static constexpr int64_t kNr = kVectors * kLanes<T>;
+  static constexpr int64_t kPanelBytes = 320 << 10;  // one panel's block of weights: a third of a 1 MiB L2
+  static constexpr int64_t kInputBytes = 384 << 10;  // the input pixels of a unit: another third
+};
+
+// Consecutive outputs of an axis for which the same taps [tap_begin, tap_end) fall inside the input.
+struct Span {
+  int64_t begin, end, tap_begin, tap_end;
+};
+
+inline Span taps_inside(const AxisMap& axis, int64_t i) {
+  const int64_t first = axis.position(i, 0), step = axis.offset_step;
+  Span span{i, i + 1, 0, 0};
+  if (first < axis.in_extent) {
+    span.tap_begin = first < 0 ? std::min(axis.taps, ceil_div(-first, step)) : 0;
+    span.tap_end = std::max(span.tap_begin, std::min(axis.taps, ceil_div(axis.in_extent - first, step)));
+  }
+  return span;
+}
+
+inline int64_t find_spans(const AxisMap& axis, int64_t begin, int64_t end, Span* spans) {
+  int64_t count = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    const Span span = taps_inside(axis, i);
+    if (count > 0 && spans[count - 1].tap_begin == span.tap_begin && spans[count - 1].tap_end == span.tap_end)
+      ++spans[count - 1].end;
+    else
+      spans[count++] = span;
+  }
+  return count;
+}
+
+// The taps of one rectangle. A run is what lies contiguous in x and in the panel: the channels of a block, or the
+// channels of a whole row of taps where those are neighbours in x.
+struct Taps {
+  int64_t rows, x_row_step, w_row_step;
+  int64_t cols, x_col_step, run;
+};
+
+template <class T>
+struct Pixels {
+  int64_t in[NhwcConfig<T>::kMr], out[NhwcConfig<T>::kMr];  // offsets into x and y
+};
+
+template <class T>
+struct Epilogue {
+  const T* bias;    // of the panel's first channel, or null
+  bool accumulate;  // add to what is in y: not the first block of input channels
+  int64_t lanes;    // channels of the panel
+};
+
+template <class T, int kPixels, int kVectors>
+void nhwc_tile(const T* x, const T* w, const Taps& taps, const Pixels<T>& pixels, int valid, T* y,
+               const Epilogue<T>& epilogue) {
+  Vec<T> acc[kPixels][kVectors] = {};
+  int64_t in[kPixels];
+#pragma GCC unroll 16
+  for (int m = 0; m < kPixels; ++m) in[m] = pixels.in[m];
+
+  for (int64_t row = 0; row < taps.rows; ++row) {
+    const T* w_run = w + row * taps.w_row_step;
+    for (int64_t col = 0; col < taps.cols; ++col) {
+      const T* x_run = x + row * taps.x_row_step + col * taps.x_col_step;
+      for (const T* x_end = x_run + taps.run; x_run < x_end; ++x_run, w_run += kVectors * kLanes<T>) {
+        Vec<T> weights[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) weights[v] = load(w_run + v * kLanes<T>);
+#pragma GCC unroll 16
+        for (int m = 0; m < kPixels; ++m) {
+          const Vec<T> value = broadcast(x_run[in[m]]);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) acc[m][v] += value * weights[v];
+        }
+      }
+    }
+  }
+
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t first = v * kLanes<T>;
+    const int lanes = int(std::min<int64_t>(kLanes<T>, epilogue.lanes - first));
+    const Vec<T> bias =
+        epilogue.bias && !epilogue.accumulate ? load_partial(epilogue.bias + first, lanes) : Vec<T>{};
+#pragma GCC unroll 16
+    for (int m = 0; m < kPixels; ++m) {
+      if (m >= valid) continue;  // repeats the last pixel
+      T* to = y + pixels.out[m] + first;
+      if (lanes == kLanes<T>) {
+        store(to, acc[m][v] + (epilogue.accumulate ? load(to) : bias));
+      } else {
+        store_partial(to, acc[m][v] + (epilogue.accumulate ? load_partial(to, lanes) : bias), lanes);
+      }
+    }
+  }
+}
+
+// The smallest of the tile sizes mr, 8, 4, 2, 1 that holds `count` pixels.
+template <class T, int kVectors>
+void nhwc_tile_of(int count, const T* x, const T* w, const Taps& taps, const Pixels<T>& pixels, T* y,
+                  const Epilogue<T>& epilogue) {
+  constexpr int kMr = NhwcConfig<T>::kMr;
+  if (count > 8 || (count > 4 && kMr <= 8))
+    return nhwc_tile<T, kMr, kVectors>(x, w, taps, pixels, count, y, epilogue);
+  if constexpr (kMr > 8)
+    if (count > 4) return nhwc_tile<T, 8, kVectors>(x, w, taps, pixels, count, y, epilogue);
+  if (count > 2) return nhwc_tile<T, 4, kVectors>(x, w, taps, pixels, count, y, epilogue);
+  if (count == 2) return nhwc_tile<T, 2, kVectors>(x, w, taps, pixels, count, y, epilogue);
+  return nhwc_tile<T, 1, kVectors>(x, w, taps, pixels, count, y, epilogue);
+}
+
+template <class T>
+struct NhwcPlan {
+  using Config = NhwcConfig<T>;
+  Gather g;
+  int64_t panels, in_block;
+  Units units;
+  int64_t spans_bytes, packed_bytes;
+
+  NhwcPlan(const Conv2dProblem& problem, bool dgrad) : g(make_gather(problem, dgrad)) {
+    panels = ceil_div(g.out_c, Config::kNr);
+    // Blocks of even size, so that the last is not a splinter.
+    const int64_t most = std::max<int64_t>(Config::kPanelBytes / (sizeof(T) * Config::kNr * g.taps), 16);
+    in_block = round_up(std::max<int64_t>(1, ceil_div(g.in_c, ceil_div(g.in_c, most) + (g.in_c == 0))), 4);
+    const int64_t in_per_pixel = g.dgrad ? 1 : problem.stride_h * problem.stride_w;
+    const int64_t pixel_bytes = sizeof(T) * in_per_pixel * std::min(in_block, std::max<int64_t>(1, g.in_c));
+    units = make_units(g, panels, std::max<int64_t>(Config::kInputBytes / pixel_bytes, 64));
+    spans_bytes = round_up((units.rows + g.cols(0).out_count) * int64_t(sizeof(Span)), 64);
+    packed_bytes = round_up(problem.groups * panels * panel_size() * int64_t(sizeof(T)), 64);
+  }
+  int64_t panel_size() const { return g.taps * g.in_c * Config::kNr; }
+  // The last panel of a group may fit into one vector.
+  int64_t lanes(int64_t panel) const { return std::min(Config::kNr, g.out_c - panel * Config::kNr); }
+  int64_t nr(int64_t panel) const { return lanes(panel) <= kLanes<T> ? kLanes<T> : Config::kNr; }
+  int64_t workspace(int threads) const { return packed_bytes + threads * spans_bytes; }
+};
+
+// One rectangle of one class: rows x cols of each image of the unit, against one panel and one block of in
+// channels.
+template <class T>
+void nhwc_rectangle(const NhwcPlan<T>& plan, const Unit& unit, const AxisMap& rows, const AxisMap& cols,
+                    const Span& row_span, const Span& col_span, int64_t in_first, int64_t in_count, const T* w,
+                    int64_t nr, const T* x, T* y, const Epilogue<T>& epilogue) {
+  const Gather& g = plan.g;
+  const int64_t x_c = g.in_c * g.problem.groups, y_c = g.out_c * g.problem.groups;
+  const int64_t x_row = g.in_w * x_c, y_row = g.out_w * y_c;
+
+  Taps taps{row_span.tap_end - row_span.tap_begin, rows.offset_step * x_row, cols.taps * in_count * nr,
+            col_span.tap_end - col_span.tap_begin, cols.offset_step * x_c,   in_count};
+  if (taps.x_col_step == in_count) taps.run *= taps.cols, taps.cols = std::min<int64_t>(taps.cols, 1);
+  w += (row_span.tap_begin * cols.taps + col_span.tap_begin) * in_count * nr;
+  x += rows.position(0, row_span.tap_begin) * x_row + cols.position(0, col_span.tap_begin) * x_c + in_first;
+  y += rows.out_origin * y_row + cols.out_origin * y_c;
+
+  Pixels<T> pixels;
+  int count = 0;
+  const auto flush = [&] {
+    for (int m = count; m < NhwcConfig<T>::kMr; ++m) pixels.in[m] = pixels.in[count - 1];
+    nr == kLanes<T> ? nhwc_tile_of<T, 1>(count, x, w, taps, pixels, y, epilogue)
+                    : nhwc_tile_of<T, NhwcConfig<T>::kVectors>(count, x, w, taps, pixels, y, epilogue);
+    count = 0;
+  };
+  for (int64_t n = unit.image; n < unit.image + unit.images; ++n) {
+    for (int64_t i = row_span.begin; i < row_span.end; ++i) {
+      const int64_t in = (n * g.in_h + i * rows.in_step) * x_row;
+      const int64_t out = (n * g.out_h + i * rows.out_step) * y_row;
+      for (int64_t j = col_span.begin; j < col_span.end; ++j) {
+        pixels.in[count] = in + j * cols.in_step * x_c;
+        pixels.out[count] = out + j * cols.out_step * y_c;
+        if (++count == NhwcConfig<T>::kMr) flush();
+      }
+    }
+  }
+  if (count > 0) flush();
+}
+
+template <class T>
+void direct_nhwc(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgrad) {
+  const NhwcPlan<T> plan(problem, dgrad);
+  const Gather& g = plan.g;
+  const T* w = static_cast<const T*>(args.b);
+  const T* bias = static_cast<const T*>(args.bias);
+  char* workspace = static_cast<char*>(args.workspace);
+  T* packed = reinterpret_cast<T*>(workspace);
+  constexpr int64_t kNr = NhwcConfig<T>::kNr;
+
+  // Pack.
+  for_each_unit(problem.groups * plan.panels, plan.units.serial, [&](int64_t index, int) {
+    const int64_t group = index / plan.panels, panel = index % plan.panels;
+    pack_nhwc_panel(g, w, group, panel * kNr, plan.lanes(panel), plan.nr(panel), plan.in_block,
+                    packed + index * plan.panel_size());
+  });
+
+  // Compute: a block of in channels x a panel stays in cache while all pixels of the unit pass.
+  for_each_unit(plan.units.count(problem.groups), plan.units.serial, [&](int64_t index, int thread) {
+    const Unit unit = unit_at(g, plan.units, plan.panels, index);
+    Span* row_spans = reinterpret_cast<Span*>(workspace + plan.packed_bytes + thread * plan.spans_bytes);
+    Span* col_spans = row_spans + plan.units.rows;
+    const T* x = static_cast<const T*>(args.a) + unit.group * g.in_c;
+    T* y = static_cast<T*>(args.out) + unit.group * g.out_c;
+    for_each_class(g, [&](const AxisMap& rows, const AxisMap& cols, int64_t taps_before) {
+      const int64_t row_end = std::min(unit.row + unit.rows, rows.out_count);
+      const int64_t row_count = find_spans(rows, unit.row, row_end, row_spans);
+      const int64_t col_count = find_spans(cols, 0, cols.out_count, col_spans);
+      int64_t in_first = 0;
+      do {  // at least once: without input channels y is bias or 0
+        const int64_t in_count = std::min(plan.in_block, g.in_c - in_first);
+        for (int64_t panel = unit.panel; panel < unit.panel + unit.panels; ++panel) {
+          const int64_t nr = plan.nr(panel), out = panel * kNr;
+          const T* w_block = packed + (unit.group * plan.panels + panel) * plan.panel_size() +
+                             (taps_before * g.in_c + rows.taps * cols.taps * in_first) * nr;
+          const Epilogue<T> epilogue{bias ? bias + unit.group * g.out_c + out : nullptr, in_first > 0,
+                                     plan.lanes(panel)};
+          for (int64_t row = 0; row < row_count; ++row)
+            for (int64_t col = 0; col < col_count; ++col)
+              nhwc_rectangle(plan, unit, rows, cols, row_spans[row], col_spans[col], in_first, in_count, w_block,
+                             nr, x, y + out, epilogue);
+        }
+        in_first += in_count;
+      } while (in_first < g.in_c && rows.taps * cols.taps > 0);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv

@@ -1,0 +1,102 @@
+// Packing for the direct weight gradient: both operands become [pixel][channel] panels, whatever their layout.
+//
+//   nhwc: a panel is a copy of a slice of each pixel's channels.
+//   nchw: a panel is a transpose, kLanes x kLanes elements at a time in registers: log2(kLanes) rounds, each of
+//   which
+//         interleaves row i with row i + kLanes/2.
+//
+// Only elements inside the image are packed: the tile's ranges never reach padding, so no zero is ever multiplied.
+#pragma once
+#include <utility>
+
+#include "common/simd.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+template <class T, int... kLane>
+inline Vec<T> interleave_low(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes<T>)...);
+}
+template <class T, int... kLane>
+inline Vec<T> interleave_high(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kLanes<T> / 2 + kLane / 2 + kLane % 2 * kLanes<T>)...);
+}
+template <class T, int... kLane>
+inline Vec<T> even_lanes(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane)...);
+}
+
+// rows[i][j] -> rows[j][i]
+template <class T>
+inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int kHalf = kLanes<T> / 2;
+  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
+  for (int round = 1; round < kLanes<T>; round *= 2) {
+    Vec<T> next[kLanes<T>];
+    for (int i = 0; i < kHalf; ++i) {
+      next[2 * i] = interleave_low<T>(rows[i], rows[i + kHalf], Lanes{});
+      next[2 * i + 1] = interleave_high<T>(rows[i], rows[i + kHalf], Lanes{});
+    }
+    for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
+  }
+}
+
+// from[0], from[step], ..., `count` of them (1..kLanes); the other lanes are zero.
+template <class T>
+inline Vec<T> load_strided(const T* from, int64_t step, int count) {
+  if (step == 1) return count == kLanes<T> ? load(from) : load_partial(from, count);
+  if (step == 2) {
+    const int last = 2 * count - 1;  // elements from the first to the last wanted, inclusive
+    const int low = last < kLanes<T> ? last : kLanes<T>, high = last - low;
+    const Vec<T> a = low == kLanes<T> ? load(from) : load_partial(from, low);
+    return even_lanes<T>(a, load_partial(from + low, high), std::make_integer_sequence<int, kLanes<T>>{});
+  }
+  T lanes[kLanes<T>] = {};
+  for (int lane = 0; lane < count; ++lane) lanes[lane] = from[lane * step];
+  return load(lanes);
+}
+
+// to[pixel*to_stride + channel] = from[channel*channel_stride + pixel*step] for kLanes channels, the last of which
+// beyond `channels` become zero.
+template <class T>
+inline void pack_transposed(const T* from, int64_t channel_stride, int64_t step, int64_t channels, int64_t pixels,
+                            T* to, int64_t to_stride) {
+  for (int64_t pixel = 0; pixel < pixels; pixel += kLanes<T>) {
+    const int count = int(pixels - pixel < kLanes<T> ? pixels - pixel : kLanes<T>);
+    Vec<T> rows[kLanes<T>];
+    if (channels >= kLanes<T> && count == kLanes<T> && step == 1) {
+      for (int i = 0; i < kLanes<T>; ++i) rows[i] = load(from + i * channel_stride + pixel);
+    } else {
+      for (int i = 0; i < kLanes<T>; ++i)
+        rows[i] = i < channels ? load_strided(from + i * channel_stride + pixel * step, step, count) : Vec<T>{};
+    }
+    transpose<T>(rows);
+    T* row = to + pixel * to_stride;
+    if (count == kLanes<T>) {
+      for (int i = 0; i < kLanes<T>; ++i) store<T>(row + i * to_stride, rows[i]);
+    } else {
+      for (int i = 0; i < count; ++i) store<T>(row + i * to_stride, rows[i]);
+    }
+  }
+}
+
+// to[0..width) = from[0..channels), then zeros; width is a multiple of kLanes. `readable` >= channels elements may
+// be read, so that a whole vector can be loaded where it exists (its surplus lanes are other channels, never
+// used).
+template <class T>
+inline void pack_pixel(const T* from, int64_t channels, int64_t readable, T* to, int64_t width) {
+  for (int64_t i = 0; i < width; i += kLanes<T>) {
+    if (i + kLanes<T> <= readable)
+      store<T>(to + i, load(from + i));
+    else
+      store<T>(to + i, channels > i
+                           ? load_partial(from + i, int(channels - i < kLanes<T> ? channels - i : kLanes<T>))
+                           : Vec<T>{});
+  }
+}
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv

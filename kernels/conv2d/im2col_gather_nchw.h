@@ -1,0 +1,107 @@
+// fprop and dgrad, nchw:  out[m, pixels] = weights[m, (channel, tap)] * cols[(channel, tap), pixels]
+//
+// gemm_m = output channels of a group, gemm_n = output pixels of all images (flattened, so that 14x14 and 7x7
+// images fill whole vectors), gemm_k = channels * taps. A unit is a block of pixels by a block of channels; it
+// packs its cols itself, one kc x nc block at a time. An element's sum runs over gemm_k in one order wherever
+// its pixel falls, so a sample's bits do not depend on the batch.
+#pragma once
+#include "conv2d/im2col_pack_nchw.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+template <class T>
+struct StorePixels {
+  const Gather<T>& map;
+
+  Tile<T> tile(int64_t m0, int64_t n0, int, int64_t columns) const {
+    const int64_t plane = map.plane(), image = n0 / plane, pixel = n0 % plane;
+    if (!map.dense_out() || pixel + columns > plane) return {};
+    return {map.out + image * map.out_image + m0 * map.out_channel + pixel, map.out_channel, columns,
+            map.bias ? map.bias + m0 : nullptr, nullptr};
+  }
+
+  // A tile that crosses from one image to the next, ends within a vector, or belongs to a residue class.
+  void scatter(const T* sums, int64_t m0, int64_t n0, int rows, int64_t columns, bool first) const {
+    const Axis &h = map.h, &w = map.w;
+    Place place(n0, h, w);
+    for (int64_t done = 0; done < columns;) {
+      const int64_t in_image = map.plane() - (place.i * w.places + place.j);
+      const int64_t run = at_most(columns - done, map.dense_out() ? in_image : w.places - place.j);
+      T* to = map.out + place.image * map.out_image + m0 * map.out_channel +
+              (h.first_place + place.i * h.place_step) * map.out_row +
+              (w.first_place + place.j * w.place_step) * map.out_pixel;
+      for (int i = 0; i < rows; ++i, to += map.out_channel) {
+        const T* from = sums + i * GemmConfig<T>::kNr + done;
+        const T start = map.bias && first ? map.bias[m0 + i] : T(0);
+        w.place_step == 1 ? put_row(to, from, run, start, first) : put_strided(to, from, run, start, first);
+      }
+      done += run;
+      if (map.dense_out()) place = Place(n0 + done, h, w);
+      else place.advance(run, h, w);
+    }
+  }
+
+  void put_row(T* to, const T* from, int64_t count, T start, bool first) const {
+    for (int64_t i = 0; i < count; i += kLanes<T>) {
+      const int lanes = int(at_most(kLanes<T>, count - i));
+      Vec<T> value = load_partial(from + i, lanes);
+      if (!first) value += load_partial(to + i, lanes);
+      else if (map.bias) value += broadcast(start);
+      store_partial(to + i, value, lanes);
+    }
+  }
+  void put_strided(T* to, const T* from, int64_t count, T start, bool first) const {
+    const int64_t step = map.w.place_step * map.out_pixel;
+    for (int64_t i = 0; i < count; ++i)
+      to[i * step] = !first ? to[i * step] + from[i] : map.bias ? from[i] + start : from[i];
+  }
+};
+
+template <class T>
+inline Units gather_units_nchw(int64_t gemm_m, int64_t gemm_n, int64_t gemm_k, int64_t copies) {
+  using Config = GemmConfig<T>;
+  const int64_t wanted = units_wanted(gemm_m, gemm_n, gemm_k, copies);
+  // Pixels first, down to 4 slivers (an A sliver is packed once for so many tiles); then channels, down to 8
+  // panels (a column of cols is packed once for so many rows).
+  const int64_t n_blocks =
+      at_least(ceil_div(gemm_n, Config::kNc), at_most(wanted, ceil_div(gemm_n, 4 * Config::kNr)));
+  const int64_t m_blocks = at_least(1, at_most(ceil_div(wanted, n_blocks), gemm_m / (8 * Config::kMr)));
+  return {m_blocks, n_blocks, 1};
+}
+
+// `make(index)` builds the Gather of one of `classes` residue classes for group 0; class 0 is the largest.
+template <class T, class Make>
+void gather_nchw(int64_t groups, int64_t classes, const Make& make, int64_t source_group, int64_t weights_group,
+                 int64_t rows, T* workspace) {
+  using Config = GemmConfig<T>;
+  const Gather<T> largest = make(0);
+  const Units units =
+      gather_units_nchw<T>(rows, largest.pixels(), largest.filter_taps * largest.channels / classes, groups * classes);
+  const int64_t scratch = gemm_scratch_size<T>(largest.pixels(), largest.filter_taps * largest.channels);
+  parallel_for(classes * groups * units.count(), [&](int64_t index, int thread) {
+    const int64_t m_block = index % units.m, n_block = index / units.m % units.n;
+    const int64_t group = index / units.count() % groups, residue = index / units.count() / groups;
+    Gather<T> map = make(residue);
+    map.source += group * source_group;
+    map.weights += group * weights_group;
+    map.out += group * rows * map.out_channel;
+    if (map.bias) map.bias += group * rows;
+    const Range m = part_of(rows, units.m, m_block, 1);
+    const Range n = part_of(map.pixels(), units.n, n_block, Config::kNr);
+    if (m.size() == 0 || n.size() == 0) return;
+    PackWeightsA<T> pack_a(map);
+    PackColsB<T> pack_b(map);
+    gemm_block<T>(m, n, map.gemm_k(), pack_a, pack_b, StorePixels<T>{map}, workspace + thread * scratch);
+  });
+}
+
+template <class T>
+inline int64_t gather_nchw_workspace(int64_t pixels, int64_t gemm_k, int threads) {
+  return gemm_scratch_size<T>(pixels, gemm_k) * threads;
+}
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv

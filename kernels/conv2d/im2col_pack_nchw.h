@@ -1,0 +1,159 @@
+// Packing for nchw: cols[(channel, tap), pixel], where pixels are contiguous along w.
+//
+//   cols[(channel, i_tap, j_tap), (n, i, j)] = source[n, channel, i*step + i_tap*offset_step + offset, ...] or 0
+//
+// The pixels of a block are cut once into pieces: at most one vector of neighbours of one output row. Then each
+// row of cols is one masked load and one store a piece, whatever the image's width.
+#pragma once
+#include "conv2d/im2col_map.h"
+
+namespace pyconv {
+namespace PYCONV_ISA {
+namespace {
+
+struct Piece {
+  int64_t to;            // place in the panel, in elements, at the first row
+  int64_t width;         // elements from one row of the panel to the next
+  int64_t image;         // offset of the image, in elements
+  int64_t h, w;          // source place of the first pixel at offset 0
+};
+
+template <class T>
+struct Pieces {
+  // A row of one pixel makes a piece of one pixel.
+  static constexpr int64_t kMost = GemmConfig<T>::kNc > GemmConfig<T>::kKc ? GemmConfig<T>::kNc : GemmConfig<T>::kKc;
+  Piece piece[kMost];
+  int64_t count;
+
+  // Pixels [begin, begin + pixels) of the map, `to(pixel)` elements into the panel. A piece never crosses a
+  // multiple of `cut` pixels.
+  template <class To>
+  void build(const Axis& h, const Axis& w, int64_t image_stride, int64_t begin, int64_t pixels, int64_t cut,
+             const To& to) {
+    count = 0;
+    Place place(begin, h, w);
+    for (int64_t done = 0; done < pixels;) {
+      const int64_t run =
+          at_most(at_most(kLanes<T>, w.places - place.j), at_most(pixels - done, cut - done % cut));
+      Piece& next = piece[count++];
+      to(done, &next.to, &next.width);
+      next.image = place.image * image_stride;
+      next.h = place.i * h.step + h.offset;
+      next.w = place.j * w.step + w.offset;
+      place.advance(run, h, w);
+      done += run;
+    }
+  }
+
+  // One row of cols. Lanes past the end of a piece are written too; the next piece, or the next row, covers them.
+  template <int kStep>
+  void pack_row(T* panel, int64_t row, const T* plane, int64_t dh, int64_t dw, const Axis& h, const Axis& w) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const Piece& at = piece[i];
+      T* to = panel + at.to + row * at.width;
+      const int64_t from = at.h + dh;
+      store(to, inside(from, h.extent)
+                    ? load_strided<kStep>(plane + at.image + from * w.extent, at.w + dw, w.extent, w.step)
+                    : Vec<T>{});
+    }
+  }
+};
+
+// Rows [k0, k0 + rows) of cols, in order; row `k` is (channel, i_tap, j_tap) flattened, j_tap innermost.
+template <int kStep, class T>
+void pack_rows(const Pieces<T>& pieces, T* panel, int64_t panel_row, const T* source, int64_t channel_stride,
+               const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
+  if (rows == 0) return;
+  int64_t channel = k0 / (h.taps * w.taps), i_tap = k0 / w.taps % h.taps, j_tap = k0 % w.taps;
+  for (int64_t row = 0; row < rows; ++row) {
+    pieces.template pack_row<kStep>(panel + row * panel_row, row, source + channel * channel_stride,
+                                    i_tap * h.offset_step, j_tap * w.offset_step, h, w);
+    if (++j_tap == w.taps) {
+      j_tap = 0;
+      if (++i_tap == h.taps) i_tap = 0, ++channel;
+    }
+  }
+}
+
+template <class T>
+void pack_rows(const Pieces<T>& pieces, T* panel, int64_t panel_row, const T* source, int64_t channel_stride,
+               const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
+  auto pack = w.step == 1   ? pack_rows<1, T>
+              : w.step == 2 ? pack_rows<2, T>
+              : w.step == 4 ? pack_rows<4, T>
+                            : pack_rows<0, T>;
+  pack(pieces, panel, panel_row, source, channel_stride, h, w, k0, rows);
+}
+
+// The B panel of fprop and dgrad: kc rows of cols by nc pixels, in slivers.
+template <class T>
+struct PackColsB {
+  const Gather<T>& map;
+  Pieces<T> pieces;
+  int64_t built_n0 = -1, built_kc = -1;
+
+  explicit PackColsB(const Gather<T>& gather) : map(gather) {}
+  const T* operator()(int64_t n0, int64_t columns, int64_t k0, int64_t kc, T* panel) {
+    if (n0 != built_n0 || kc != built_kc) {
+      pieces.build(map.h, map.w, map.source_image, n0, columns, GemmConfig<T>::kNr,
+                   [&](int64_t pixel, int64_t* to, int64_t* width) {
+                     const int64_t sliver = pixel / GemmConfig<T>::kNr;
+                     *to = sliver * sliver_stride<T>(kc) + pixel % GemmConfig<T>::kNr;
+                     *width = sliver_width<T>(columns - sliver * GemmConfig<T>::kNr);
+                   });
+      built_n0 = n0, built_kc = kc;
+    }
+    pack_rows(pieces, panel, 0, map.source, map.source_channel, map.h, map.w, k0, kc);
+    return panel;
+  }
+};
+
+// The A sliver of fprop and dgrad: `rows` output channels of the filter by kc (channel, tap).
+template <class T>
+struct PackWeightsA {
+  const Gather<T>& map;
+  bool all_taps, k_major;
+
+  explicit PackWeightsA(const Gather<T>& gather) : map(gather) {
+    const Axis &h = gather.h, &w = gather.w;
+    // All taps, r and s in order: a channel's taps are one contiguous run.
+    all_taps = h.taps * w.taps == gather.filter_taps && h.tap_step == 1 && w.tap_step == 1;
+    k_major = gather.weights_m == 1;
+  }
+  const T* operator()(int64_t m0, int rows, int64_t k0, int64_t kc, T* sliver) const {
+    constexpr int64_t kRow = GemmConfig<T>::kRowStride;
+    const int64_t taps = map.taps();
+    const T* from = map.weights + m0 * map.weights_m;
+    if (k_major) {  // 1x1 dgrad: w[k][c], neighbours in m
+      for (int64_t k = 0; k < kc; ++k)
+        copy_run(sliver + k * GemmConfig<T>::kMrPadded, from + (k0 + k) * map.weights_channel, rows);
+    } else if (all_taps && map.weights_channel == taps) {  // fprop: w[k][c][r][s], a row is contiguous
+      for (int i = 0; i < rows; ++i) copy_run(sliver + i * kRow, from + i * map.weights_m + k0, kc);
+    } else if (all_taps) {  // dgrad with every tap in use: runs of r*s
+      for (int64_t k = 0; k < kc;) {
+        const int64_t channel = (k0 + k) / taps, tap = (k0 + k) % taps, run = at_most(taps - tap, kc - k);
+        for (int i = 0; i < rows; ++i)
+          copy_run(sliver + i * kRow + k, from + i * map.weights_m + channel * map.weights_channel + tap, run);
+        k += run;
+      }
+    } else {  // strided dgrad: some of the taps
+      const Axis &h = map.h, &w = map.w;
+      int64_t channel = 0, i_tap = 0, j_tap = 0;
+      if (kc > 0) channel = k0 / taps, i_tap = k0 / w.taps % h.taps, j_tap = k0 % w.taps;
+      for (int64_t k = 0; k < kc; ++k) {
+        const T* at = from + channel * map.weights_channel + (h.first_tap + i_tap * h.tap_step) * map.weights_r +
+                      (w.first_tap + j_tap * w.tap_step) * map.weights_s;
+        for (int i = 0; i < rows; ++i) sliver[i * kRow + k] = at[i * map.weights_m];
+        if (++j_tap == w.taps) {
+          j_tap = 0;
+          if (++i_tap == h.taps) i_tap = 0, ++channel;
+        }
+      }
+    }
+    return sliver;
+  }
+};
+
+}  // namespace
+}  // namespace PYCONV_ISA
+}  // namespace pyconv

@@ -1,0 +1,143 @@
+"""The command line. What a command does is elsewhere, and imported when it runs."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="pyconv",
+    help="Convolution and max-pooling written by hand, and ConvNets trained with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Kernels = Annotated[str | None, typer.Option(help="pyconv for our kernels, aten for torch's own.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where data files are looked for first, and downloaded to.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Best = Annotated[bool, typer.Option("--best", help="The best epoch on validation images, not the last.")]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None, typer.Option(help="digits, fashion-mnist, cifar10 or a folder of class folders. [digits]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name; an unknown one lists them all.")] = None,
+    kernels: Kernels = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="SGD's momentum, AdamW's first beta.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of filters and matrices.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="0 for none.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="one-cycle, cosine or constant.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Part of all steps in which the rate rises.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Part of the training images held out.")] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side a folder's images are resized to. [64]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, augmentation and dropout. [0]")] = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. [runs/<data>-<model>-<time>]")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that make batches. [0]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch's pool.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, gpu or auto. [cpu]")] = None,
+) -> None:
+    """Train a ConvNet. What is not given comes from the data set's recipe."""
+    given: dict[str, Any] = {
+        "model": model, "kernels": kernels, "epochs": epochs, "batch_size": batch_size,
+        "optimizer": optimizer, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "schedule": schedule, "warmup": warmup, "validation": validation, "layout": layout,
+        "image_size": image_size, "seed": seed, "data_dir": str(data_dir) if data_dir else None,
+        "workers": workers, "threads": threads, "device": device,
+    }  # fmt: skip
+    from pyconv.errors import UsageError
+    from pyconv.training import run
+    from pyconv.training.config import recipe
+
+    if resume is None:
+        run.fit(recipe(data or "digits", **given), out, _say)
+        return
+    also = {name for name, value in {**given, "data": data, "out": out}.items() if value is not None}
+    for name in sorted(also - {"epochs"}):
+        option = "--" + name.replace("_", "-")
+        raise UsageError(
+            f"{option}: not with --resume, which goes on with the run's own settings (but --epochs)"
+        )
+    run.resume(resume, epochs, _say)
+
+
+@app.command()
+def evaluate(run: RunFolder, data_dir: DataDir = None, kernels: Kernels = None, best: Best = False) -> None:
+    """Accuracy of a run on the test images of its data set."""
+    from pyconv.training.evaluation import evaluate as evaluate_run
+
+    result = evaluate_run(run, data_dir, kernels, best, _say)
+    for name, accuracy in result.per_class():
+        _say(f"  {name}: " + ("no images" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %"))
+    _say(f"test accuracy {100 * result.accuracy:.2f} % of {result.images} images, loss {result.loss:.4f}")
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    kernels: Kernels = None,
+    best: Best = False,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Make images of another size or kind fit.")
+    ] = False,
+    top: Annotated[int, typer.Option(help="Classes to show.")] = 3,
+) -> None:
+    """The classes of images, by a trained run."""
+    from pyconv.errors import UsageError
+    from pyconv.training.evaluation import predict as predict_images
+
+    if top < 1:
+        raise UsageError(f"--top: {top} given; 1 or more is needed")
+    for answer in predict_images(run, images, kernels, best, resize):
+        ranked = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer.ranked[:top])
+        _say(f"{answer.path}: {ranked}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
+
+    What the user can put right is one line on standard error, without a traceback.
+    """
+    from pyconv.errors import PyconvError
+
+    try:
+        status = app(
+            list(sys.argv[1:] if arguments is None else arguments), prog_name="pyconv", standalone_mode=False
+        )
+        return status if isinstance(status, int) else 0
+    except PyconvError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_status
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; `pyconv train --resume RUN` goes on from the last whole epoch", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Typer's own usage errors: wrong options and values.
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))

@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: what ``pyconv train | evaluate | predict`` call."""

@@ -1,0 +1,211 @@
+"""Using a run: its accuracy on the test images, and its answer for other images. The run folder is enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from pyconv.data import ImageSet, load
+from pyconv.data.module import Batches, EpochBatches
+from pyconv.errors import RunError, UsageError
+from pyconv.training import weights
+from pyconv.training.config import TrainConfig
+from pyconv.training.weights import Card
+
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on labelled images.
+
+    Attributes:
+        accuracy: The part that is right, 0..1.
+        loss: Mean cross-entropy.
+        confusion: int64 ``[true class, predicted class]``.
+        classes: Names, in the order of the indices.
+    """
+
+    accuracy: float
+    loss: float
+    confusion: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """How many were looked at."""
+        return int(self.confusion.sum())
+
+    def per_class(self) -> list[tuple[str, float]]:
+        """The part of each class that is right; NaN for a class without images."""
+        totals = self.confusion.sum(1)
+        right = np.where(totals > 0, self.confusion.diagonal() / np.maximum(totals, 1), np.nan)
+        return list(zip(self.classes, right.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer for one image: class names and probabilities, the likeliest first."""
+
+    path: Path
+    ranked: list[tuple[str, float]]
+
+
+def _channels_last(x: Tensor, layout: str) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if layout == "nhwc" else x
+
+
+def evaluate_network(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: tuple[str, ...],
+    layout: str = "nchw",
+) -> Evaluation:
+    """Accuracy, loss and confusion matrix of a network over batches of (images, labels)."""
+    accuracy = MulticlassAccuracy(len(classes), average="micro")
+    confusion = MulticlassConfusionMatrix(len(classes))
+    total, count = 0.0, 0
+    network.eval()
+    with torch.no_grad():
+        for x, labels in batches:
+            logits = network(_channels_last(x, layout))
+            accuracy.update(logits, labels)
+            confusion.update(logits, labels)
+            total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+    return Evaluation(float(accuracy.compute()), total / count, confusion.compute().numpy(), classes)
+
+
+def card_of(run: Path) -> tuple[dict[str, Tensor], Card]:
+    """The weights and card in a run folder.
+
+    Raises:
+        RunError: naming the file, if the folder is none or holds no whole weights.
+    """
+    if not run.is_dir():
+        raise RunError(
+            f"{run}: no run folder" if not run.exists() else f"{run}: a file; a run folder is needed"
+        )
+    return weights.load(run / WEIGHTS)
+
+
+def network_of(run: Path, kernels: str | None = None, best: bool = False) -> tuple[nn.Module, Card]:
+    """The trained network of a run folder, ready to evaluate, and its card.
+
+    Args:
+        run: The folder.
+        kernels: ``pyconv`` or ``aten``; ``None`` for what it was trained with.
+        best: Take the checkpoint with the best validation accuracy instead of the last epoch's weights.
+
+    Raises:
+        RunError: naming the file, if something is missing or does not fit.
+    """
+    tensors, card = card_of(run)
+    path = run / WEIGHTS
+    if best:
+        path = run / CHECKPOINTS / "best.ckpt"
+        tensors = _checkpoint_weights(path)
+    return weights.network(path, tensors, card, kernels), card
+
+
+def _checkpoint_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        prefix = "network."
+        return {
+            k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)
+        }
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except Exception as error:  # torch.load raises pickle, zip, end-of-file and runtime errors for bad files
+        raise RunError(f"{path}: not a whole checkpoint ({str(error).splitlines()[0][:120]})") from None
+
+
+def evaluate(
+    run: Path,
+    data_dir: Path | None = None,
+    kernels: str | None = None,
+    best: bool = False,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Evaluate a run on the test images of its data set.
+
+    Args:
+        run: The run folder.
+        data_dir: Where the data are looked for first; ``None`` for where the run looked.
+        kernels, best: As :func:`network_of`.
+        say: Called with a line for each place that is tried.
+
+    Raises:
+        RunError, DataError: naming the file, if something is missing or does not fit.
+    """
+    network, card = network_of(run, kernels, best)
+    config = TrainConfig.load(run / CONFIG)
+    data = load(card.data, data_dir or Path(config.data_dir), config.image_size, say)
+    if (
+        data.classes != card.classes
+        or data.image_size != card.image_size
+        or data.channels != card.in_channels
+    ):
+        raise RunError(
+            f"{run}: trained on {len(card.classes)} classes of {card.in_channels}x{_by(card.image_size)} "
+            f"images, but {data.source} has {len(data.classes)} of {data.channels}x{_by(data.image_size)}"
+            + ("" if len(data.classes) != len(card.classes) else " or other names")
+        )
+    keys = EpochBatches(len(data.test), 500, 0, shuffle=False)
+    batches = Batches(data.test, card.mean, card.std)
+    return evaluate_network(network, (batches[key] for key in keys), card.classes, card.layout)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def predict(
+    run: Path, images: list[Path], kernels: str | None = None, best: bool = False, resize: bool = False
+) -> list[Prediction]:
+    """The classes of image files.
+
+    Args:
+        run: The run folder.
+        images: The files. All are read before any is answered.
+        kernels, best: As :func:`network_of`.
+        resize: Resize and convert images of another size or kind; without it they are refused, unless the
+            run was trained on resized images.
+
+    Raises:
+        RunError, DataError: naming the file, if something is missing, broken or does not fit.
+    """
+    from pyconv.data.folder import decode
+
+    if not images:
+        raise UsageError("IMAGE: none given")
+    network, card = network_of(run, kernels, best)
+    fit = resize or card.resized
+    pixels = np.stack([decode(path, card.in_channels, card.image_size, fit) for path in images])
+    batches = Batches(ImageSet(pixels, np.zeros(len(pixels), np.int64)), card.mean, card.std)
+    answers: list[Prediction] = []
+    with torch.no_grad():
+        for indices in np.array_split(np.arange(len(images)), -(-len(images) // 500)):
+            x, _ = batches[(0, indices)]
+            for index, row in zip(indices, network(_channels_last(x, card.layout)).softmax(1), strict=True):
+                order = row.argsort(descending=True, stable=True).tolist()
+                answers.append(Prediction(images[index], [(card.classes[i], float(row[i])) for i in order]))
+    return answers
+
+
+def card_for(config: TrainConfig, data_source: str, **fields: object) -> Card:
+    """The card of a run in training; ``fields`` are those the data set gives."""
+    known = {"model": config.model, "kernels": config.kernels, "layout": config.layout, "data": config.data}
+    names = {field.name for field in dataclasses.fields(Card)}
+    return Card(**{k: v for k, v in {**known, "source": data_source, **fields}.items() if k in names})  # type: ignore[arg-type]

@@ -1,0 +1,150 @@
+"""What a training step costs: our kernels against the rest, and against the same step with torch's own.
+
+Both sides run in one process, interleaved, on the same batches and from the same weights, so that whatever
+else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyconv.models import build
+from pyconv.training.config import TrainConfig
+
+#: Events of torch's profiler that are convolution or pooling, for each side. None contains another.
+EVENTS = {
+    "pyconv": (
+        "pyconv::conv2d_fprop", "pyconv::conv2d_dgrad", "pyconv::conv2d_wgrad", "pyconv::conv2d_bgrad",
+        "pyconv::max_pool2d", "pyconv::max_pool2d_argmax", "pyconv::max_pool2d_dgrad",
+    ),
+    "aten": (
+        "aten::convolution", "aten::convolution_backward",
+        "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
+    ),
+}  # fmt: skip
+
+#: Long enough for steady percentiles, short beside a training run.
+_SECONDS = 12.0
+_WARMUP, _LEAST, _MOST, _PROFILED = 3, 10, 100, 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a step: median, 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What :func:`measure` found.
+
+    Attributes:
+        batch: Images a step.
+        rounds: Steps timed on each side.
+        steps: For ``pyconv`` and ``aten``, the time of a whole step.
+        kernels: For each side, profiler event -> milliseconds of the median step.
+    """
+
+    batch: int
+    rounds: int
+    steps: dict[str, Timing]
+    kernels: dict[str, dict[str, float]]
+
+    @property
+    def ratio(self) -> float:
+        """Torch's median step over ours: above 1, ours is faster."""
+        return self.steps["aten"].median / self.steps["pyconv"].median
+
+
+def measure(
+    config: TrainConfig,
+    network: nn.Module,
+    in_channels: int,
+    image_size: tuple[int, int],
+    classes: int,
+    batches: list[tuple[Tensor, Tensor]],
+) -> Measurement:
+    """Time whole training steps (forward, loss, backward, optimiser) with our kernels and with torch's.
+
+    Args:
+        config: Model, layout and optimiser.
+        network: Weights to start both sides from; it is not changed.
+        in_channels, image_size, classes: What :func:`pyconv.models.build` takes.
+        batches: float32 ``[n, c, h, w]`` and int64 ``[n]``, taken in turn.
+    """
+    from pyconv.training.module import Classifier
+
+    sides: dict[str, Callable[[int], None]] = {}
+    for kernels in ("pyconv", "aten"):
+        model = build(config.model, in_channels, image_size, classes, kernels)
+        model.load_state_dict(network.state_dict())
+        if config.layout == "nhwc":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = Classifier(model.train(), config, classes, steps=1)
+        sides[kernels] = _step(module, batches)
+    times: dict[str, list[float]] = {kernels: [] for kernels in sides}
+    for number in range(_WARMUP):
+        for step in sides.values():
+            step(number)
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() - started < _SECONDS):
+        # Each side goes first every second time.
+        for kernels in list(sides)[:: 1 if rounds % 2 else -1]:
+            before = time.perf_counter()
+            sides[kernels](rounds)
+            times[kernels].append(1e3 * (time.perf_counter() - before))
+        rounds += 1
+    timings = {
+        kernels: Timing(*(float(np.percentile(found, q)) for q in (50, 20, 80)))
+        for kernels, found in times.items()
+    }
+    events = {
+        kernels: {
+            name: share * timings[kernels].median for name, share in _profile(step, EVENTS[kernels]).items()
+        }
+        for kernels, step in sides.items()
+    }
+    return Measurement(len(batches[0][1]), rounds, timings, events)
+
+
+def _step(module: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Callable[[int], None]:
+    optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[operator]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # the same work, and weights that stay where they are
+
+    def step(number: int) -> None:
+        x, labels = batches[number % len(batches)]
+        optimizer.zero_grad()
+        functional.cross_entropy(module(x), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _profile(step: Callable[[int], None], names: tuple[str, ...]) -> dict[str, float]:
+    """The share of a step that each event takes, 0..1.
+
+    Shares, because profiling slows a step a little, and the machine may be busier now than it was before.
+    """
+    totals: dict[str, float] = dict.fromkeys(names, 0.0)
+    # The profiler without Kineto: it sees all that runs on a CPU, starts faster and prints nothing.
+    with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+        started = time.perf_counter()
+        for number in range(_PROFILED):
+            step(number)
+        microseconds = 1e6 * (time.perf_counter() - started)
+    for event in profiler.key_averages():
+        if event.key in totals:
+            totals[event.key] += event.cpu_time_total
+    return {name: total / microseconds for name, total in totals.items() if total}

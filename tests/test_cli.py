@@ -1,0 +1,119 @@
+"""The command line: what works says so on standard output; what cannot is one line on standard error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pyconv import cli
+from pyconv.training import measure
+from tests.test_data import fake_fashion
+
+TINY = ["--epochs", "1", "--batch-size", "256"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_measurement():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_SECONDS", 0.0)
+        patch.setattr(measure, "_LEAST", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, short_measurement) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main(["train", *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_train_evaluate_predict(trained, tmp_path, capsys) -> None:
+    assert (trained / "report.md").is_file()
+    assert cli.main(["evaluate", str(trained)]) == 0
+    assert "% of 359 images" in capsys.readouterr().out
+    image = tmp_path / "seven.png"
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(image)
+    assert cli.main(["predict", str(trained), str(image), str(image), "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{image}: ")
+    assert lines[0].count("%") == 2
+
+
+def test_train_on_files_of_fashion_mnists_format(tmp_path, capsys) -> None:
+    data = fake_fashion(tmp_path / "data")
+    arguments = ["--data", "fashion-mnist", "--data-dir", str(data), "--kernels", "aten", *TINY]
+    assert cli.main(["train", *arguments, "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert f"found in {data}" in out
+    assert "epoch 1/1" in out
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--kernels", "pyconv"]) == 0
+    os.remove(data / "t10k-images-idx3-ubyte.gz")
+    (data / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {data / 't10k-images-idx3-ubyte'}: truncated: 4 bytes are too few for an IDX header\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "--data", "fashion"], 2, "--data: unknown name 'fashion'; did you mean fashion-mnist?"),
+        (["train", "--model", "lenet"], 2, "--model: unknown name 'lenet'; did you mean lenet5?"),
+        (["train", "--kernels", "ours"], 2, "--kernels: unknown name 'ours'; (known: pyconv, aten)"),
+        (["train", "--epochs", "0"], 2, "--epochs: 0 given; 1 or more is needed"),
+        (["train", "--epochs", "many"], 2, "--epochs"),
+        (["train", "--no-such-option"], 2, "--no-such-option"),
+        (["train", "--image-size", "32"], 2, "--image-size: digits has images of one size"),
+        (["train", "--data", "no/such/folder"], 1, "no folder no/such/folder"),
+        (["train", "--out", "{tmp}"], 1, "{tmp}: exists already"),
+        (["train", "--resume", "{tmp}/none"], 1, "--resume: {tmp}/none is no run folder"),
+        (["train", "--resume", "{tmp}", "--lr", "1"], 2, "--lr: not with --resume"),
+        (["evaluate", "{tmp}/none"], 1, "{tmp}/none: no run folder"),
+        (["evaluate", "{tmp}"], 1, "{tmp}/weights.safetensors: no such file"),
+        (["evaluate"], 2, "RUN"),
+        (["predict", "{run}", "{tmp}/none.png"], 1, "{tmp}/none.png: not a readable image (No such file"),
+        (["predict", "{run}"], 2, "IMAGE"),
+        (["predict", "{run}", "{tmp}/none.png", "--top", "0"], 2, "--top: 0 given"),
+        (["no-such-command"], 2, "no-such-command"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_line(
+    trained, tmp_path, capsys, arguments, status, message
+) -> None:
+    (tmp_path / "something").write_text("in the way")
+    places = {"tmp": tmp_path, "run": trained}
+    assert cli.main([word.format(**places) for word in arguments]) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message.format(**places) in captured.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["something"]
+
+
+def test_a_wild_learning_rate_is_one_line(tmp_path, capsys) -> None:
+    assert cli.main(["train", "--lr", "1e30", "--epochs", "2", "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "error: the loss is" in error
+    assert "at step" in error
+    assert "Traceback" not in error
+
+
+def test_as_a_program() -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pyconv", *arguments], capture_output=True, text=True, check=False
+        )
+
+    helped = call("--help")
+    assert helped.returncode == 0
+    assert all(command in helped.stdout for command in ("train", "evaluate", "predict"))
+    failed = call("evaluate", "no-such-run")
+    assert (failed.returncode, failed.stdout, failed.stderr) == (1, "", "error: no-such-run: no run folder\n")
