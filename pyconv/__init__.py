@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyconv._checkout
 from pyconv import functional, nn
 from pyconv._version import __version__
 from pyconv.functional import conv2d, max_pool2d

@@ -201,7 +201,7 @@ class Eager:
 
     __slots__ = ("_functions", "_runs", "plan")
 
-    def __init__(self, plan: Plan[Any], functions: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, plan: Plan, functions: dict[str, Callable[..., Any]]) -> None:
         self.plan = plan
         self._functions = functions
         self._runs: dict[str, Callable[..., Any]] = {}

@@ -122,19 +122,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What the user can put right is one line on standard error, without a traceback.
     """
-    from pyconv.errors import PyconvError
+    from pyconv.errors import Interrupted, PyconvError
 
     try:
         status = app(
             list(sys.argv[1:] if arguments is None else arguments), prog_name="pyconv", standalone_mode=False
         )
+        if status == Interrupted.exit_status:  # Ctrl-C anywhere but in training
+            print("interrupted", file=sys.stderr)
         return status if isinstance(status, int) else 0
+    except Interrupted as stop:
+        print(" ".join(str(stop).split()), file=sys.stderr)
+        return stop.exit_status
     except PyconvError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; `pyconv train --resume RUN` goes on from the last whole epoch", file=sys.stderr)
-        return 130
     except Exception as error:
         # Typer's own usage errors: wrong options and values.
         if not hasattr(error, "format_message"):

@@ -30,6 +30,12 @@ class TrainingError(PyconvError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class Interrupted(PyconvError):
+    """Training was stopped by Ctrl-C; the message says how to go on."""
+
+    exit_status = 130
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not known, with the nearest names first.
 

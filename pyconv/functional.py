@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, has
 
 from pyconv import ops
 from pyconv.autograd import CONV2D_FUNCTIONS, POOL2D_FUNCTIONS, Eager
-from pyconv.plan import plan_for
+from pyconv.plan import MOST_REMEMBERED, plan_for
 from pyconv.problem import DTYPE_NAMES
 from pyconv.selection import forced
 
@@ -28,7 +28,6 @@ Padding = int | Sequence[int] | str
 
 #: Arguments of an eager call -> the form that runs it. Cleared whenever choices may change.
 _plans: dict[Any, Eager] = {}
-_MOST_PLANS = 4096  # a backstop against endlessly varying shapes; a plan is about 1 kB
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -297,7 +296,7 @@ def _conv2d(
 
 def _remember(key: Any, form: Eager) -> None:
     if key is not None:
-        if len(_plans) >= _MOST_PLANS:
+        if len(_plans) >= MOST_REMEMBERED:
             _plans.clear()
         _plans[key] = form
 

@@ -147,7 +147,7 @@ def conv2d_problem(
     """The descriptor of a convolution of tensors of these shapes."""
     n, c, h, w = x_shape
     k, _, r, s = w_shape
-    return Conv2dProblem(
+    return Conv2dProblem(  # type: ignore[call-arg]
         n, c, h, w, k, r, s, *stride, *padding, *dilation, groups, DTYPE_NAMES[dtype],
         "nhwc" if channels_last else "nchw",
     )  # fmt: skip
@@ -165,7 +165,7 @@ def pool2d_problem(
 ) -> Pool2dProblem:
     """The descriptor of a pooling of a tensor of this shape."""
     n, c, h, w = x_shape
-    return Pool2dProblem(
+    return Pool2dProblem(  # type: ignore[call-arg]
         n, c, h, w, *window, *stride, *padding, *dilation, ceil_mode, DTYPE_NAMES[dtype],
         "nhwc" if channels_last else "nchw",
     )  # fmt: skip

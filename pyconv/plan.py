@@ -7,23 +7,24 @@ all. Plans are remembered, since building one costs more than a small convolutio
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyconv import backends, selection
-from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
+from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
-P = TypeVar("P", Conv2dProblem, Pool2dProblem)
+#: Plans and choices kept: a backstop against endlessly varying shapes. A plan is about 1 kB.
+MOST_REMEMBERED = 4096
 
 
-class Plan(Generic[P]):
+class Plan:
     """Launches of the passes of ``problem``, chosen and bound when first needed."""
 
-    def __init__(self, problem: P, device_type: str, names: tuple[str, ...]) -> None:
+    def __init__(self, problem: Problem, device_type: str, names: tuple[str, ...]) -> None:
         self.problem = problem
         self.device_type = device_type
         self._names = names
@@ -35,7 +36,7 @@ class Plan(Generic[P]):
         bound = self._launches.get(pass_)
         if bound is None:
             bound = self._bind(pass_)
-        if torch.autograd._profiler_enabled():
+        if torch._C._autograd._profiler_enabled():
             with torch.profiler.record_function(f"pyconv:{self.kernels[pass_].id}"):
                 return bound(*tensors)
         return bound(*tensors)
@@ -49,16 +50,13 @@ class Plan(Generic[P]):
         self._launches[pass_] = bound
         return bound
 
-    def with_problem(self, problem: P) -> Plan[P]:
-        return _plan(problem, self.device_type, self._names)
 
-
-@cache
-def _plan(problem: Problem, device_type: str, names: tuple[str, ...]) -> Plan[Any]:
+@lru_cache(maxsize=MOST_REMEMBERED)
+def _plan(problem: Problem, device_type: str, names: tuple[str, ...]) -> Plan:
     return Plan(problem, device_type, names)
 
 
-def plan_for(problem: P, device_type: str) -> Plan[P]:
+def plan_for(problem: Problem, device_type: str) -> Plan:
     """The plan of a problem on a kind of device, under the choices in force now."""
     return _plan(problem, device_type, selection.forced())
 

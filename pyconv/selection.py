@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from pyconv import backends
 from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
@@ -73,7 +73,7 @@ def _preference(problem: Problem, pass_: str) -> list[tuple[str, str]]:
     """Our algorithms in the order of expected speed, each with the reason. Measured by ``make bench``."""
     if isinstance(problem, Pool2dProblem) or pass_ == "bgrad":
         return [("direct", "the only algorithm of ours")]
-    if problem.group_c == 1 and problem.groups > 1:
+    if problem.groups == problem.c == problem.k and problem.groups > 1:
         return [("depthwise", "depthwise: bandwidth bound"), ("direct", "groups"), ("im2col_gemm", "groups")]
     return [("direct", "first choice"), ("im2col_gemm", "second choice")]
 
@@ -128,7 +128,7 @@ def _why_not_chosen(kernel: Kernel, chosen: Kernel | None) -> str:
     return f"not chosen: {chosen.algorithm if chosen else 'nothing'} is expected to be faster"
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _select(problem: Problem, pass_: str, device_type: str, names: tuple[str, ...]) -> Kernel:
     lines = choices(problem, pass_, device_type, names)
     for choice in lines:

@@ -54,7 +54,8 @@ def check_value(case: Case) -> Outcome:
 
 def _worst(got: list[Array], want: list[Array]) -> str:
     """Where the largest error of all draws is."""
-    distances = [np.nan_to_num(np.abs(a - b), nan=np.inf) for a, b in zip(got, want, strict=True)]
+    with np.errstate(invalid="ignore"):
+        distances = [np.nan_to_num(np.abs(a - b), nan=np.inf) for a, b in zip(got, want, strict=True)]
     draw = int(np.argmax([distance.max(initial=0) for distance in distances]))
     index = np.unravel_index(int(distances[draw].argmax()), distances[draw].shape)
     return (

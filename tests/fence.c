@@ -42,7 +42,8 @@ int posix_memalign(void** block, size_t alignment, size_t size) {
   const size_t count = (size + kPage - 1) / kPage;
   const size_t first = 1 + __atomic_fetch_add(&next_free, count + 1, __ATOMIC_RELAXED);
   char* pages = arena + first * kPage;
-  if ((first + count + 1) * kPage > kArena || mprotect(pages, count * kPage, PROT_READ | PROT_WRITE)) return ENOMEM;
+  if ((first + count + 1) * kPage > kArena || mprotect(pages, count * kPage, PROT_READ | PROT_WRITE))
+    return ENOMEM;
   pages_of_block[first] = (uint32_t)count;
   memset(pages, 0xFF, count * kPage);  // NaN
   // The alignment asked for is given up: the end has to be at the fence to the byte.

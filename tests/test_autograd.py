@@ -66,7 +66,10 @@ def test_conv2d_gradcheck(name: str) -> None:
 
 @pytest.mark.parametrize("which", list(itertools.product([False, True], repeat=3))[1:], ids=str)
 def test_conv2d_gradcheck_of_each_subset(which: tuple[bool, bool, bool]) -> None:
-    operands = [t.detach().requires_grad_(w) for t, w in zip(_operands((1, 2, 3, 3), (2, 2, 2, 2)), which, strict=True)]
+    operands = [
+        t.detach().requires_grad_(w)
+        for t, w in zip(_operands((1, 2, 3, 3), (2, 2, 2, 2)), which, strict=True)
+    ]
     for bias in (True, False) if not which[2] else (True,):
         leaves = tuple(operands if bias else operands[:2])
         if any(leaf.requires_grad for leaf in leaves):
@@ -79,7 +82,12 @@ def test_conv2d_gradcheck_of_each_subset(which: tuple[bool, bool, bool]) -> None
 def test_max_pool2d_gradcheck(name: str, memory_format: Any) -> None:
     shape, options = POOLS[name]
     # Distinct values a tenth apart: a finite difference must not change the winner.
-    x = torch.randperm(torch.Size(shape).numel(), generator=torch.Generator().manual_seed(4)).to(F64).view(shape) / 10
+    x = (
+        torch.randperm(torch.Size(shape).numel(), generator=torch.Generator().manual_seed(4))
+        .to(F64)
+        .view(shape)
+        / 10
+    )
     if len(shape) == 4:
         x = x.to(memory_format=memory_format)
     x.requires_grad_()
@@ -122,7 +130,7 @@ def test_double_backward_through_the_bias() -> None:
     assert torch.equal(ddy, torch.arange(3.0, dtype=F64).view(1, 3, 1, 1).expand_as(dy))
 
 
-# ---- Only what is needed ----------------------------------------------------------------------------------------
+# ---- Only what is needed ----
 
 
 @pytest.fixture
@@ -142,7 +150,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("which", itertools.product([False, True], repeat=3), ids=str)
 def test_gradients_nobody_needs_are_not_computed(which: tuple[bool, ...], launched: list[str]) -> None:
     pyconv.functional._plans.clear()
-    leaves = [t.detach().requires_grad_(w) for t, w in zip(_operands((1, 2, 4, 4), (2, 2, 3, 3)), which, strict=True)]
+    leaves = [
+        t.detach().requires_grad_(w)
+        for t, w in zip(_operands((1, 2, 4, 4), (2, 2, 3, 3)), which, strict=True)
+    ]
     y = pyconv.conv2d(*leaves)
     assert launched == ["fprop"]
     assert y.requires_grad == any(which)
@@ -168,7 +179,10 @@ def test_pooling_without_a_gradient_computes_no_argmax(launched: list[str]) -> N
 
 @pytest.mark.parametrize("which", list(itertools.product([False, True], repeat=3)), ids=str)
 def test_only_needed_tensors_are_saved(which: tuple[bool, bool, bool]) -> None:
-    operands = [t.detach().requires_grad_(w) for t, w in zip(_operands((1, 2, 4, 4), (2, 2, 3, 3)), which, strict=True)]
+    operands = [
+        t.detach().requires_grad_(w)
+        for t, w in zip(_operands((1, 2, 4, 4), (2, 2, 3, 3)), which, strict=True)
+    ]
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -199,7 +213,7 @@ def test_saved_tensors_hooks_may_move_the_data() -> None:
     torch.testing.assert_close(torch.autograd.grad(y.sum(), leaves), expected)
 
 
-# ---- Life of a graph ---------------------------------------------------------------------------------------------
+# ---- Life of a graph ----
 
 
 def test_backward_twice() -> None:
@@ -214,7 +228,9 @@ def test_backward_twice() -> None:
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_changing_a_saved_input_in_place_is_noticed(place: int) -> None:
-    operands = [t.detach().requires_grad_(i != place) for i, t in enumerate(_operands((1, 2, 4, 4), (2, 2, 3, 3)))]
+    operands = [
+        t.detach().requires_grad_(i != place) for i, t in enumerate(_operands((1, 2, 4, 4), (2, 2, 3, 3)))
+    ]
     y = pyconv.conv2d(*operands)
     operands[place].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -267,11 +283,14 @@ def test_accumulated_gradients_have_the_leafs_format(leaf_format: Any, other_for
 
 def test_anomaly_mode_names_the_forward() -> None:
     x, w, _ = _operands((1, 2, 4, 4), (2, 2, 3, 3))
-    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
-        y = pyconv.conv2d(x, w)
-        y.sum().backward()  # sound: passes
-        with pytest.raises(RuntimeError, match="returned nan values in its"):
-            (pyconv.conv2d(x, w) * float("nan")).sum().backward()
+    with torch.autograd.set_detect_anomaly(True):
+        pyconv.conv2d(x, w).sum().backward()  # sound: passes
+        y = pyconv.conv2d(x, w) * float("nan")
+        with (
+            pytest.warns(UserWarning, match="Error detected in .*Backward"),
+            pytest.raises(RuntimeError, match="returned nan values in its"),
+        ):
+            y.sum().backward()
 
 
 def test_undefined_gradients() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import contenders, report, run, timing
 from bench.bars import BARS
@@ -232,6 +233,23 @@ def test_a_difference_hides_no_nan() -> None:
     for results in ((one, nan), (nan, one)):
         with pytest.raises(RuntimeError, match="nan"):
             contenders.check_same(CONV, contenders.difference(results, (one, one)))
+
+
+@pytest.mark.parametrize(("pass_", "mask"), [("dgrad", (1, 0, 0)), ("wgrad", (0, 1, 0))])
+def test_torch_computes_only_the_gradient_that_is_compared(pass_: str, mask: tuple[int, ...]) -> None:
+    masks = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten.convolution_backward.default:
+                masks.append(tuple(args[-1]))
+            return function(*args, **(kwargs or {}))
+
+    contender = contenders.torch_contender(CONV, pass_)
+    operands = contenders.OperandSets(CONV, pass_).first(contender.takes)
+    with Recorder():
+        contender.call(*operands)
+    assert masks == [mask]
 
 
 def test_padding_per_side_has_no_baseline() -> None:

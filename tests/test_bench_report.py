@@ -25,6 +25,9 @@ POOL = parse_problem("maxpool2d n2c5h9w8 r3s3 st2 pd1 f32 nchw")
 # ---- Bars and reports --------------------------------------------------------------------------------------
 
 
+QUIET = {"settings": {"threads": 2}}
+
+
 def _row(case: Case, ours_ns: float, torch_ns: float, kernel: str = "x.y.direct@cpu") -> dict[str, Any]:
     def side(library: str, kernel: str, ns: float) -> dict[str, Any]:
         same = {"layout": "nchw", "chosen": True, "faults_per_call": 0.0}
@@ -49,16 +52,24 @@ def test_a_bar_is_met_exactly_from_its_bound_on(bar: Any) -> None:
     }[bar.kind]
     for ours_ns, met in ((just * 0.99, "yes"), (just * 1.01, "no")):
         rows = list(_rows(bar, ours_ns=ours_ns, torch_ns=torch_ns))
-        assert judge(bar, {"rows": rows}).met == met
-    assert judge(bar, {"rows": []}).met == "not measured"
+        assert judge(bar, {"rows": rows, **QUIET}).met == met
+    assert judge(bar, {"rows": [], **QUIET}).met == "not measured"
 
 
 def test_a_bar_is_not_met_by_part_of_its_problems_or_by_kernels_of_torch() -> None:
     bar = BARS[0]
     rows = list(_rows(bar, ours_ns=1.0, torch_ns=100.0))
-    assert judge(bar, {"rows": rows[1:]}).met == "cannot say: 13 of 14 problems measured"
+    assert judge(bar, {"rows": rows[1:], **QUIET}).met == "cannot say: 13 of 14 problems measured"
     rows[3]["sides"][1]["kernel"] = "conv2d.fprop.aten@aten"
-    assert judge(bar, {"rows": rows}).met == "no: torch's own kernel was chosen for 1 of 14"
+    assert judge(bar, {"rows": rows, **QUIET}).met == "no: torch's own kernel was chosen for 1 of 14"
+
+
+def test_a_busy_machine_shows_in_the_verdict() -> None:
+    rows = list(_rows(BARS[0], ours_ns=1.0, torch_ns=100.0))
+    rows[5]["load"] = 3.0
+    assert judge(BARS[0], {"rows": rows, **QUIET}).met == "yes"
+    rows[5]["load"] = 3.1
+    assert judge(BARS[0], {"rows": rows, **QUIET}).met == "yes, but on a busy machine (load 3.1)"
 
 
 def _result(ours_ns: float) -> dict[str, Any]:

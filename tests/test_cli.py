@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,26 @@ def test_as_a_program() -> None:
     assert all(command in helped.stdout for command in ("train", "evaluate", "predict"))
     failed = call("evaluate", "no-such-run")
     assert (failed.returncode, failed.stdout, failed.stderr) == (1, "", "error: no-such-run: no run folder\n")
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path) -> None:
+    folder = tmp_path / "run"
+    options = ["--epochs", "1000", "--threads", "1", "--out", str(folder)]
+    command = [sys.executable, "-m", "pyconv", "train", *options]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_ctrl_c) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            if line.startswith("epoch 2/"):
+                program.send_signal(signal.SIGINT)
+                break
+        _, error = program.communicate(timeout=120)
+    assert program.returncode == 130
+    assert "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("interrupted in step")
+    assert f"`pyconv train --resume {folder}` goes on after epoch" in error
+
+
+def hear_ctrl_c() -> None:
+    """A test runner in the background ignores Ctrl-C, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one wrong call a line)
 """Wrong calls raise what torch raises: the same exception type, and torch's words.
 
 Each call is made on torch and on pyconv, and what torch says is the expectation. Where ours differs on
@@ -176,7 +177,7 @@ OUR_POOL: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def _error(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Exception:
-    with pytest.raises(Exception, match="") as raised:
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (which one is the question)
         function(*arguments)
     return raised.value
 
@@ -230,7 +231,7 @@ def test_unknown_keywords() -> None:
 
 def test_what_differs_in_kind_on_purpose() -> None:
     # torch: NotImplementedError of its kernel, a kind of RuntimeError; the operands' disagreement comes first here.
-    with pytest.raises(RuntimeError, match="torch.bool.*torch.float32.*should be the same"):
+    with pytest.raises(RuntimeError, match=r"torch\.bool.*torch\.float32.*should be the same"):
         pyconv.conv2d(X > 0, W)
     # torch silently takes a meta tensor beside a real one and returns a meta tensor.
     for arguments in ((X.to("meta"), W), (X, W.to("meta")), (X, W, B.to("meta"))):
@@ -252,7 +253,12 @@ def test_a_failed_call_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize("two", [np.int64(2), np.int32(2), torch.tensor(2)], ids=repr)
 def test_whatever_torch_takes_for_an_integer(two: Any) -> None:
     one = two - 1
-    for arguments in ((X, W, B, two), (X, W, B, (two, 1)), (X, W, B, 1, two, two), (X, W, B, 1, (one, 0), 1, one)):
+    for arguments in (
+        (X, W, B, two),
+        (X, W, B, (two, 1)),
+        (X, W, B, 1, two, two),
+        (X, W, B, 1, (one, 0), 1, one),
+    ):
         torch.testing.assert_close(pyconv.conv2d(*arguments), F.conv2d(*arguments))
     for arguments in ((X, two), (X, (two, 3)), (X, 2, two, one), (X, 2, 1, 0, (one, two))):
         assert torch.equal(pyconv.max_pool2d(*arguments), F.max_pool2d(*arguments))

@@ -1,16 +1,18 @@
 """torch's own operator database, with ours in torch's place.
 
-``torch.testing._internal.common_methods_invocations.op_db`` holds the samples and the wrong calls that torch
-tests its operators with. Every sample of ``nn.functional.conv2d`` and ``nn.functional.max_pool2d`` runs here on
-pyconv; torch's own answer is the expectation. The counts of run, skipped and unsupported samples are printed at
+``torch.testing._internal.common_methods_invocations.op_db`` holds the samples and the wrong calls that
+torch tests its operators with. The samples of ``nn.functional.conv2d`` and ``nn.functional.max_pool2d`` run
+here on pyconv; torch's own answer is the expectation. The counts of run, skipped and unsupported samples are printed at
 the end of the run.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -46,15 +48,23 @@ def report(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     capture = request.config.pluginmanager.getplugin("capturemanager")
     lines = [
-        f"op_db {name}, {check}: {counts['run']} run, {counts['skipped']} skipped, {counts['unsupported']} unsupported"
+        f"op_db {name}, {check}: "
+        + ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("run", "skipped", "unsupported"))
         for (name, check), counts in sorted(COUNTS.items())
     ]
     with capture.global_and_fixture_disabled():
-        print("\n" + "\n".join(lines))
+        # A worker of pytest-xdist has no other way to the terminal than its stderr.
+        print("\n" + "\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _count(name: str, check: str) -> Counter[str]:
     return COUNTS.setdefault((name, check), Counter())
+
+
+@cache
+def _samples(name: str, dtype: torch.dtype) -> list[SampleInput]:
+    """Made once: making them costs more than running them."""
+    return list(INFOS[name].sample_inputs("cpu", dtype, requires_grad=dtype.is_floating_point))
 
 
 def _leaves(sample: SampleInput) -> tuple[Tensor, ...]:
@@ -80,28 +90,32 @@ def _called_with(name: str, sample: SampleInput) -> Callable[..., Tensor]:
 
 def test_the_database_has_what_this_file_reads() -> None:
     assert set(INFOS) == set(OURS)
-    assert len(list(INFOS["nn.functional.conv2d"].sample_inputs("cpu", torch.float32))) > 10
-    assert len(list(INFOS["nn.functional.max_pool2d"].sample_inputs("cpu", torch.float32))) > 1000
+    assert len(_samples("nn.functional.conv2d", torch.float64)) > 10
+    assert len(_samples("nn.functional.max_pool2d", torch.float64)) > 1000
 
 
 @both
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64], ids=str
+)
 def test_values(name: str, dtype: torch.dtype) -> None:
     info, counts = INFOS[name], _count(name, f"values {dtype}")
     if dtype not in info.supported_dtypes("cpu"):
         counts["unsupported"] += 1
         return
     # Where every line is torch's, a stride of the samples shows that they arrive there.
-    stride = 1 if dtype in (torch.float32, torch.float64) else 8
-    for index, sample in enumerate(info.sample_inputs("cpu", dtype)):
+    stride = 1 if dtype in (torch.float32, torch.float64) else 16
+    for index, sample in enumerate(_samples(name, dtype)):
         if index % stride:
             counts["skipped"] += 1
             continue
-        ours = OURS[name](sample.input, *sample.args, **sample.kwargs)
-        torchs = info.op(sample.input, *sample.args, **sample.kwargs)
+        with torch.set_grad_enabled(index % 2 == 0):  # pooling has a kernel for each
+            ours = OURS[name](sample.input, *sample.args, **sample.kwargs)
+        with torch.no_grad():
+            torchs = info.op(sample.input, *sample.args, **sample.kwargs)
         assert type(ours) is type(torchs)
         for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (ours, torchs)), strict=True):
-            assert_close(a, b, msg=lambda text, s=sample: f"{text}\n{s}")
+            assert_close(a.detach(), b, msg=lambda text, s=sample: f"{text}\n{s}")
             for memory_format in (torch.contiguous_format, torch.channels_last)[: a.dim() - 2]:
                 expected = b.is_contiguous(memory_format=memory_format)
                 assert a.is_contiguous(memory_format=memory_format) == expected, sample
@@ -118,7 +132,7 @@ def test_every_floating_dtype_of_the_database_is_one_of_the_table() -> None:
 @both
 def test_noncontiguous_samples(name: str) -> None:
     info, counts = INFOS[name], _count(name, "noncontiguous")
-    for index, sample in enumerate(info.sample_inputs("cpu", torch.float64, requires_grad=True)):
+    for index, sample in enumerate(_samples(name, torch.float64)):
         if index % GRADIENT_STRIDE[name]:
             counts["skipped"] += 1
             continue
@@ -139,7 +153,7 @@ def test_noncontiguous_samples(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gradients(name: str, dtype: torch.dtype) -> None:
     info, counts = INFOS[name], _count(name, f"gradients {dtype}")
-    for index, sample in enumerate(info.sample_inputs("cpu", dtype, requires_grad=True)):
+    for index, sample in enumerate(_samples(name, dtype)):
         if index % GRADIENT_STRIDE[name]:
             counts["skipped"] += 1
             continue
@@ -155,7 +169,7 @@ def test_gradients(name: str, dtype: torch.dtype) -> None:
 @both
 def test_forward_mode(name: str) -> None:
     info, counts = INFOS[name], _count(name, "forward mode")
-    for index, sample in enumerate(info.sample_inputs("cpu", torch.float64)):
+    for index, sample in enumerate(_samples(name, torch.float64)):
         if index % GRADIENT_STRIDE[name]:
             counts["skipped"] += 1
             continue
@@ -163,18 +177,20 @@ def test_forward_mode(name: str) -> None:
         for function in (OURS[name], info.op):
             with forward_ad.dual_level():
                 duals = [
-                    forward_ad.make_dual(a, a.cos()) if isinstance(a, Tensor) else a
+                    forward_ad.make_dual(a.detach(), a.detach().cos()) if isinstance(a, Tensor) else a
                     for a in (sample.input, *sample.args)
                 ]
-                tangents.append(forward_ad.unpack_dual(_first(function(*duals, **sample.kwargs))).tangent.clone())
+                tangents.append(
+                    forward_ad.unpack_dual(_first(function(*duals, **sample.kwargs))).tangent.clone()
+                )
         assert_close(*tangents)
         counts["run"] += 1
 
 
 @both
 def test_gradcheck_and_gradgradcheck(name: str) -> None:
-    info, counts = INFOS[name], _count(name, "gradcheck, gradgradcheck")
-    for index, sample in enumerate(info.sample_inputs("cpu", torch.float64, requires_grad=True)):
+    counts = _count(name, "gradcheck, gradgradcheck")
+    for index, sample in enumerate(_samples(name, torch.float64)):
         size = sum(leaf.numel() for leaf in _leaves(sample))
         if index % SECOND_STRIDE[name] or size == 0:
             counts["skipped"] += 1

@@ -48,7 +48,7 @@ def pool2d_problems(draw: st.DrawFn) -> Pool2dProblem:
     )  # fmt: skip
 
 
-# ---- Text ---------------------------------------------------------------------------------------------------
+# ---- Text ----
 
 
 @settings(deadline=None)
@@ -118,12 +118,12 @@ def test_text_defaults_and_order() -> None:
     ],
 )
 def test_text_errors_name_the_word(text: str, named: str) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are compared below)
         parse_problem(text)
     assert named in str(error.value)
 
 
-# ---- Validation ---------------------------------------------------------------------------------------------
+# ---- Validation ----
 
 
 @pytest.mark.parametrize("problem", [CONV, POOL], ids=["conv2d", "maxpool2d"])
@@ -173,7 +173,7 @@ def test_descriptors_are_values() -> None:
         CONV.n = 3  # type: ignore[misc]
 
 
-# ---- Sizes, work, traffic -----------------------------------------------------------------------------------
+# ---- Sizes, work, traffic ----
 
 #: Computed by hand from the published layers: problem, p, {pass: (flops, bytes)}.
 KNOWN = [

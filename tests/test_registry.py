@@ -63,7 +63,7 @@ def _passes(problem: Problem) -> tuple[str, ...]:
     return registry.PASSES["conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"]
 
 
-# ---- The table and what is built ------------------------------------------------------------------------------
+# ---- The table and what is built ----
 
 
 def test_ids_are_unique_and_found() -> None:
@@ -156,7 +156,7 @@ def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYCONV_KERNELS"}
 
 
-# ---- Lines are checked ----------------------------------------------------------------------------------------
+# ---- Lines are checked ----
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def _environ() -> dict[str, str]:
     ],
 )
 def test_a_wrong_line_is_refused(changes: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match="^Kernel ") as error:
+    with pytest.raises(ValueError, match=r"^Kernel ") as error:
         dataclasses.replace(find("conv2d.fprop.direct@cpu"), **changes)  # type: ignore[arg-type]
     assert named in str(error.value)
 
@@ -205,7 +205,7 @@ def test_supports_gives_a_reason() -> None:
     assert every_problem(problem) is None
 
 
-# ---- Selection ------------------------------------------------------------------------------------------------
+# ---- Selection ----
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
@@ -281,7 +281,7 @@ def test_where_nothing_fits_every_reason_is_given() -> None:
             assert f"{kernel.id}: not able: {kernel.supports(problem)}" in str(error.value)
 
 
-# ---- use --------------------------------------------------------------------------------------------------------
+# ---- use ----
 
 
 @pytest.mark.parametrize("kernel", kernels("conv2d") + kernels("maxpool2d"), ids=lambda k: k.id)
@@ -326,7 +326,10 @@ def test_use_nests_ends_and_survives_exceptions() -> None:
 
 def test_use_refuses_unknown_names() -> None:
     for name in ("winogard", "conv2d.fprop", "", "cpu@direct"):
-        with pytest.raises(ValueError, match="is no algorithm, backend, name or id"), pyconv.use("aten", name):
+        with (
+            pytest.raises(ValueError, match="is no algorithm, backend, name or id"),
+            pyconv.use("aten", name),
+        ):
             pass
     assert selection.forced() == ()
 
@@ -358,7 +361,8 @@ def test_use_reaches_the_calls_and_their_backward() -> None:
 
 def test_the_environment_chooses_and_use_overrides_it() -> None:
     code = (
-        "import pyconv; from pyconv import selection as s; p = pyconv.parse_problem('conv2d n1c2h5w5 k3r3s3');"
+        "import pyconv; from pyconv import selection as s;"
+        "p = pyconv.parse_problem('conv2d n1c2h5w5 k3r3s3');"
         "print(s.select(p, 'fprop').id, end=' ')\n"
         "with pyconv.use('direct'): print(s.select(p, 'fprop').id)"
     )

@@ -58,12 +58,14 @@ def _loss(conv: Op, pool: Op) -> Callable[..., Tensor]:
     return lambda x, w, b: pool(conv(x, w, b).sin()).square().sum()
 
 
-# ---- vmap -----------------------------------------------------------------------------------------------------
+# ---- vmap ----
 
 
 @pytest.mark.parametrize("which", list(itertools.product([True, False], repeat=3))[:-1], ids=str)
 def test_vmap_of_each_subset(which: tuple[bool, bool, bool]) -> None:
-    operands = [mapped if w else single for mapped, single, w in zip((XS, WS, BS), (X, W, B), which, strict=True)]
+    operands = [
+        mapped if w else single for mapped, single, w in zip((XS, WS, BS), (X, W, B), which, strict=True)
+    ]
     dims = tuple(0 if w else None for w in which)
     _agree(lambda conv, pool: vmap(conv, dims)(*operands))
 
@@ -118,7 +120,7 @@ def test_vmap_over_nothing_mapped_of_size_one() -> None:
     _agree(lambda conv, pool: vmap(lambda x: pool(conv(x, W, B)))(XS[:, :0]))  # empty batches
 
 
-# ---- grad, jvp, jacobians ----------------------------------------------------------------------------------------
+# ---- grad, jvp, jacobians ----
 
 TRANSFORMS: dict[str, Callable[[Op, Op], Any]] = {
     "grad": lambda c, p: grad(_loss(c, p), (0, 1, 2))(X, W, B),
@@ -152,9 +154,9 @@ TRANSFORMS: dict[str, Callable[[Op, Op], Any]] = {
     "per-sample gradients": lambda c, p: vmap(
         grad(lambda w, b, x: _loss(c, p)(x[None], w, b), (0, 1)), (None, None, 0)
     )(W, B, X),
-    "per-sample gradients, ensembles": lambda c, p: vmap(vmap(grad(_loss(c, p), 1), (0, None, None)), (None, 0, 0))(
-        XS, WS, BS
-    ),
+    "per-sample gradients, ensembles": lambda c, p: vmap(
+        vmap(grad(_loss(c, p), 1), (0, None, None)), (None, 0, 0)
+    )(XS, WS, BS),
     "grad of vmap": lambda c, p: grad(lambda w: vmap(lambda x: _loss(c, p)(x, w, B))(XS).sum())(W),
     "grad through requires_grad": lambda c, p: torch.autograd.grad(
         grad(lambda w: _loss(c, p)(X, w, B))(leaf := W.clone().requires_grad_()).square().sum(), leaf
@@ -200,13 +202,23 @@ def test_jvp_straight_on_the_operators_is_never_silently_zero(overload: str) -> 
 
     def backward(x: Tensor, w: Tensor, dy: Tensor, which: int) -> Tensor:
         mask = [which == 0, which == 1, False]
-        return torch.ops.aten.convolution_backward(dy, x, w, None, (2, 2), (1, 1), (1, 1), False, (0, 0), 2, mask)[which]
+        return torch.ops.aten.convolution_backward(
+            dy, x, w, None, (2, 2), (1, 1), (1, 1), False, (0, 0), 2, mask
+        )[which]
 
     t = torch.cos
     cases: list[tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]] = [
         (lambda x, w, b: run("conv2d_fprop", "fprop", x, w, b, *rest), _torchs, (X, W, B)),
-        (lambda dy, w: run("conv2d_dgrad", "dgrad", dy, w, (5, 5), *rest), lambda dy, w: backward(X, w, dy, 0), (dy, W)),
-        (lambda x, dy: run("conv2d_wgrad", "wgrad", x, dy, (3, 3), *rest), lambda x, dy: backward(x, W, dy, 1), (X, dy)),
+        (
+            lambda dy, w: run("conv2d_dgrad", "dgrad", dy, w, (5, 5), *rest),
+            lambda dy, w: backward(X, w, dy, 0),
+            (dy, W),
+        ),
+        (
+            lambda x, dy: run("conv2d_wgrad", "wgrad", x, dy, (3, 3), *rest),
+            lambda x, dy: backward(x, W, dy, 1),
+            (X, dy),
+        ),
         (lambda dy: run("conv2d_bgrad", "bgrad", dy, False), lambda dy: dy.sum((0, 2, 3)), (dy,)),
         (lambda x: run("max_pool2d", "fprop", x, *pool), _torchs_pool, (X,)),
         (lambda x: run("max_pool2d_argmax", "fprop_argmax", x, *pool)[0], _torchs_pool, (X,)),

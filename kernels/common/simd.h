@@ -62,7 +62,7 @@ inline void store(T* to, const Vec<T>& value) {
 
 template <class T>
 inline Vec<T> broadcast(T scalar) {
-  return Vec<T>{} + scalar;
+  return scalar - Vec<T>{};  // x - 0 is x for every x and costs nothing; 0 + x would have to turn -0 into 0
 }
 
 // The first `count` elements from memory (0 <= count <= kLanes), `rest` in the other lanes.

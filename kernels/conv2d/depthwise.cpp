@@ -18,7 +18,8 @@ namespace PYCONV_ISA {
 namespace {
 
 struct DepthwiseTile {
-  static constexpr int kPixels = 8;  // nhwc: one weight load for 8 FMAs; 8 chains hide the FMA's latency
+  static constexpr int kPixels = 8;   // nhwc: one weight load for 8 FMAs; 8 chains hide the FMA's latency
+  static constexpr int kWindows = 8;  // nchw: taps s whose masks are kept for all rows of a plane
   static constexpr int64_t kUnitFmas = 1 << 19;  // of one parallel unit: ~20 us
 };
 
@@ -63,10 +64,14 @@ class Depthwise {
     const int64_t unit_rows = 1 + DepthwiseTile::kUnitFmas / row_fmas;
     parallel_for((all_rows + unit_rows - 1) / unit_rows, [&](int64_t unit, int) {
       const int64_t end = (unit + 1) * unit_rows < all_rows ? (unit + 1) * unit_rows : all_rows;
-      for (int64_t row = unit * unit_rows; row < end; ++row) {
+      for (int64_t row = unit * unit_rows; row < end;) {
         const int64_t plane = row / rows_.outputs, h = row % rows_.outputs;
-        for (int64_t phase = 0; phase < cols_.phases; ++phase)
-          nhwc ? row_nhwc(plane, h, phase) : row_nchw(plane, h, phase);
+        const int64_t h_end = rows_.outputs < h + end - row ? rows_.outputs : h + end - row;
+        for (int64_t phase = 0; phase < cols_.phases; ++phase) {
+          if (!nhwc) rows_nchw(plane, h, h_end, phase);
+          for (int64_t i = h; nhwc && i < h_end; ++i) row_nhwc(plane, i, phase);
+        }
+        row += h_end - h;
       }
     });
   }
@@ -75,48 +80,83 @@ class Depthwise {
   // Calls tap(input row, filter row) for each filter row r that output row h meets inside the input, in order.
   template <class Tap>
   void for_each_row(int64_t h, const Tap& tap) const {
-    const int64_t phase = h % rows_.out_step, i = h / rows_.out_step;
+    const int64_t step = rows_.out_step, phase = step == 1 ? 0 : h % step, i = step == 1 ? h : h / step;
     for (const DepthwiseTap* r = rows_.begin(phase); r < rows_.end(phase); ++r)
       if (r->begin <= i && i < r->end) tap(r->first + i * rows_.in_step, r->tap);
   }
 
-  void row_nchw(int64_t plane, int64_t h, int64_t phase) const {
-    const int64_t k = plane % channels_, count = cols_.count(phase), in_step = cols_.in_step;
+  // The lanes of one vector of outputs that have an input at one tap: the same for every row of a plane.
+  struct Window {
+    int begin, end;
+    Mask<T> lanes;
+    int64_t tap, first;
+  };
+
+  // Rows [h, h_end) of one plane, one phase, one vector of columns after the other, so that the windows are found
+  // once.
+  void rows_nchw(int64_t plane, int64_t h_begin, int64_t h_end, int64_t phase) const {
+    constexpr int kWindows = DepthwiseTile::kWindows;
+    const int64_t k = plane % channels_, count = cols_.count(phase), in_step = cols_.in_step,
+                  out_step = cols_.out_step;
     const T* in = in_ + plane * in_h_ * in_w_;
     const T* filter = w_ + k * taps_r_ * taps_s_;
     const DepthwiseTap *s_begin = cols_.begin(phase), *s_end = cols_.end(phase);
     const DepthwiseCommon common(s_begin, s_end);
-    T* out = out_ + (plane * rows_.outputs + h) * cols_.outputs + phase;
     const Vec<T> bias = broadcast<T>(bias_ ? bias_[k] : T(0));
-    for (int64_t i = 0; i < count; i += kLanes<T>, out += kLanes<T> * cols_.out_step) {
+    for (int64_t i = 0; i < count; i += kLanes<T>) {
       const int lanes = int(count - i < kLanes<T> ? count - i : kLanes<T>);
-      Vec<T> sum = bias;
-      if (in_step == 1 && common.begin <= i && i + kLanes<T> <= common.end) {
-        for_each_row(h, [&](int64_t row, int64_t r) {
-          const T* from = in + row * in_w_ + i;
-          for (const DepthwiseTap* s = s_begin; s < s_end; ++s)
-            sum += broadcast<T>(filter[r * taps_s_ + s->tap]) * load(from + s->first);
-        });
-      } else {
-        for_each_row(h, [&](int64_t row, int64_t r) {
-          for (const DepthwiseTap* s = s_begin; s < s_end; ++s) {
-            const int begin = int(s->begin > i ? s->begin - i < kLanes<T> ? s->begin - i : kLanes<T> : 0);
-            const int end = int(s->end - i < lanes ? s->end - i : lanes);
-            if (begin >= end) continue;
-            const Vec<T> value = load_lanes(in + row * in_w_ + s->first + i * in_step, in_step, begin, end);
-            sum = select<T>(lanes_between<T>(begin, end), sum + broadcast<T>(filter[r * taps_s_ + s->tap]) * value,
-                            sum);
-          }
-        });
+      const bool whole = common.begin <= i && i + kLanes<T> <= common.end;
+      Window windows[kWindows];
+      int found = 0;
+      const auto find = [&](const DepthwiseTap* s) {  // windows of s, s + 1, ...; returns the first tap left out
+        for (found = 0; s < s_end && found < kWindows; ++s) {
+          const int begin = int(s->begin > i ? s->begin - i < kLanes<T> ? s->begin - i : kLanes<T> : 0);
+          const int end = int(s->end - i < lanes ? s->end - i : lanes);
+          if (begin < end)
+            windows[found++] = {begin, end, lanes_between<T>(begin, end), s->tap, s->first + i * in_step};
+        }
+        return s;
+      };
+      const bool one_set = find(s_begin) == s_end;
+      for (int64_t h = h_begin; h < h_end; ++h) {
+        Vec<T> sum = bias;
+        const DepthwiseTap* rest = s_begin;
+        do {
+          rest = one_set ? s_end : find(rest);
+          for_each_row(h, [&](int64_t row, int64_t r) {
+            const T* from = in + row * in_w_;
+            const T* weights = filter + r * taps_s_;
+            const auto add = [&](auto taps) {  // a constant count unrolls the common filters, 3 and 5 wide
+              for (int j = 0; j < taps; ++j) {
+                const Window& window = windows[j];
+                const Vec<T> weight = broadcast<T>(weights[window.tap]);
+                if (whole && in_step == 1)
+                  sum += weight * load(from + window.first);
+                else
+                  sum = select<T>(
+                      window.lanes,
+                      sum + weight * load_lanes(from + window.first, in_step, window.begin, window.end), sum);
+              }
+            };
+            if (found == 3)
+              add(std::integral_constant<int, 3>{});
+            else if (found == 5)
+              add(std::integral_constant<int, 5>{});
+            else
+              add(found);
+          });
+        } while (rest < s_end);
+        T* out = out_ + (plane * rows_.outputs + h) * cols_.outputs + phase + i * out_step;
+        if (out_step > 1) {
+          T values[kLanes<T>];
+          store<T>(values, sum);
+          for (int lane = 0; lane < lanes; ++lane) out[lane * out_step] = values[lane];
+        } else if (lanes == kLanes<T>) {
+          store<T>(out, sum);
+        } else {
+          store_partial(out, sum, lanes);
+        }
       }
-      if (cols_.out_step > 1) {
-        T values[kLanes<T>];
-        store<T>(values, sum);
-        for (int lane = 0; lane < lanes; ++lane) out[lane * cols_.out_step] = values[lane];
-      } else if (lanes == kLanes<T>)
-        store<T>(out, sum);
-      else
-        store_partial(out, sum, lanes);
     }
   }
 

@@ -1,13 +1,14 @@
 // Direct convolution: fprop and dgrad in both layouts, without an im2col matrix.
 //
 //   y[n,k,p,q]  = bias[k] + sum over c,r,s of  x[n,c,h,w] * w[k,c,r,s]
-//   dx[n,c,h,w] =           sum over k,r,s of dy[n,k,p,q] * w[k,c,r,s]        h = p*stride_h - pad_top +
-//   r*dilation_h
+//   dx[n,c,h,w] =           sum over k,r,s of dy[n,k,p,q] * w[k,c,r,s]
+//   where h = p*stride_h - pad_top + r*dilation_h, and the same for w
 //
 // index_map.h      both passes as one gather over taps; the cut into units of parallel work
 // direct_pack.h    packing of the filters into panels
 // direct_nhwc.h    nhwc: mr pixels x nr channels, channels in the lanes; x read in place through offsets
-// direct_nchw.h    nchw: mr channels x vectors of pixels, pixels in the lanes; x from a packed panel
+// direct_nchw.h    nchw: mr channels x vectors of pixels, pixels in the lanes; x from a packed panel, which
+//                  direct_nchw_input.h fills, and direct_nchw_store.h says where the lanes go
 #include "direct_nchw.h"
 #include "direct_nhwc.h"
 

@@ -13,7 +13,7 @@
 // Order of every sum: input channels, tap rows, tap columns, in partial sums of some kChain products that are
 // added to the bias one after the other.
 #pragma once
-#include "direct_nchw_input.h"
+#include "direct_nchw_store.h"
 #include "direct_pack.h"
 
 namespace pyconv {
@@ -36,6 +36,10 @@ struct NchwConfig {
   static constexpr int64_t kTileLanes = kNarrowVectors * kLanes<T>;  // most pixels of a tile
   static constexpr int64_t kChain = 512;             // products per partial sum: rounding errors stay short
   static constexpr int64_t kInputBytes = 512 << 10;  // input panel of a unit: half of a 1 MiB L2
+  // A copy of the input costs a unit about what 4 channels of output cost.
+  static constexpr int64_t kLeastPanels = (64 + kMr - 1) / kMr;
+  static constexpr int64_t kPixels =
+      512;  // of a unit, at least: more input channels than fit with them go in blocks
 };
 
 // What all tiles of one class of one unit share.
@@ -46,13 +50,10 @@ struct TileInput {
   const T* valid;  // a channel of ones where the panel is image and zeros where it is padding
 };
 
-// sums[m][lane] = bias[m] + the sums of pixels x[0], x[1], ... and packed filters w[in][tap][m]
+// sums[m][lane] += the sums of pixels x[0], x[1], ... and packed filters w[in][tap][m]
 template <class T, int kMr, int kVectors>
-void nchw_tile(const TileInput<T>& input, const T* x, const T* w, const T* bias, T* sums) {
+void nchw_tile(const TileInput<T>& input, const T* x, const T* w, T* sums) {
   constexpr int64_t L = kLanes<T>;
-  for (int m = 0; m < kMr; ++m)
-    for (int v = 0; v < kVectors; ++v) store(sums + (m * kVectors + v) * L, broadcast(bias ? bias[m] : T(0)));
-
   const int64_t chunk = NchwConfig<T>::kChain / std::max<int64_t>(input.taps, 1) + 1;
   for (int64_t first = 0; first < input.channels; first += chunk) {
     Vec<T> acc[kMr][kVectors] = {};
@@ -85,25 +86,25 @@ void nchw_tile(const TileInput<T>& input, const T* x, const T* w, const T* bias,
 
 // The same sums in the same order for one channel of a panel of mr and one vector, skipping padding.
 template <class T>
-void nchw_tile_masked(const TileInput<T>& input, const T* x, const T* valid, const T* w, int64_t mr, const T* bias,
-                      T* sums) {
-  Vec<T> sum = broadcast(bias ? *bias : T(0));
+void nchw_tile_masked(const TileInput<T>& input, const T* x, const T* valid, const T* w, int64_t mr, T* sums) {
+  Vec<T> sum = load(sums);
   const int64_t chunk = NchwConfig<T>::kChain / std::max<int64_t>(input.taps, 1) + 1;
   for (int64_t first = 0; first < input.channels; first += chunk) {
     Vec<T> acc = {};
-    for (int64_t c = first; c < std::min(first + chunk, input.channels); ++c)
+    for (int64_t c = first; c < std::min(first + chunk, input.channels); ++c) {
       for (int64_t tap = 0; tap < input.taps; ++tap, w += mr) {
         const int64_t offset = input.tap_offsets[tap];
         const Vec<T> next = acc + broadcast(*w) * load(x + c * input.channel_size + offset);
         acc = select<T>(load(valid + offset) != Vec<T>{}, next, acc);
       }
+    }
     sum += acc;
   }
   store(sums, sum);
 }
 
 template <class T>
-using TileFunction = void (*)(const TileInput<T>&, const T*, const T*, const T*, T*);
+using TileFunction = void (*)(const TileInput<T>&, const T*, const T*, T*);
 
 template <class T, int kVectors, int... kIndex>
 TileFunction<T> tile_function(int64_t mr, std::integer_sequence<int, kIndex...>) {
@@ -125,56 +126,13 @@ TileFunction<T> tile_function(int64_t mr, int64_t left, int64_t* vectors) {
   return left > 1 ? tile_function<T, Config::kVectors>(mr, kAll) : tile_function<T, 1>(mr, kAll);
 }
 
-// ---- Store -----------------------------------------------------------------------------------------
-
-// Lanes [lane, lane + length) of a tile lie side by side in one output row, from element `out` of the channel on.
-struct Segment {
-  int64_t lane, length, out;
-};
-
-// The segments of pixels [first, end) of the panel; lanes over halo columns belong to none.
-template <class T>
-int find_segments(const Gather& g, const InputPanel<T>& panel, int64_t first, int64_t end, Segment* segments) {
-  const AxisMap &rows = panel.rows, &cols = panel.cols;
-  const int64_t image_stride = g.problem.groups * g.out_c * g.out_h * g.out_w;
-  int64_t row = first / panel.line, image = first % panel.line / panel.width, col = first % panel.width;
-  int count = 0;
-  for (int64_t f = first; f < end;) {
-    const int64_t length = std::min(cols.out_count - col, end - f);
-    if (length > 0) {
-      const int64_t out = image * image_stride + (rows.out_origin + (panel.row + row) * rows.out_step) * g.out_w +
-                          cols.out_origin + col * cols.out_step;
-      Segment* last = segments + count - 1;
-      if (count > 0 && cols.out_step == 1 && last->lane + last->length == f - first &&
-          last->out + last->length == out)
-        last->length += length;
-      else
-        segments[count++] = {f - first, length, out};
-    }
-    f += panel.width - col, col = 0;
-    if (++image == panel.images) image = 0, ++row;
-  }
-  return count;
-}
-
-template <class T>
-void store_segment(T* to, int64_t step, const T* from, int64_t length) {
-  if (step == 1) {
-    int64_t i = 0;
-    for (; i + kLanes<T> <= length; i += kLanes<T>) store(to + i, load(from + i));
-    if (i < length) store_partial(to + i, load(from + i), int(length - i));
-  } else {
-    for (int64_t i = 0; i < length; ++i) to[i * step] = from[i];
-  }
-}
-
 // ---- Plan ------------------------------------------------------------------------------------------
 
 template <class T>
 struct NchwPlan {
   using Config = NchwConfig<T>;
   Gather g;
-  int64_t panels;
+  int64_t panels, in_block;
   Units units;
   int64_t packed_bytes, flags_bytes, taps_bytes, ones_bytes, input_bytes;
 
@@ -182,8 +140,11 @@ struct NchwPlan {
     panels = ceil_div(g.out_c, Config::kMr);
     const AxisMap rows = g.rows(0), cols = g.cols(0);
     const int64_t copies = Phases(rows, false).phases * Phases(cols, split_columns<T>(cols)).phases;
-    const int64_t pixel_bytes = std::max<int64_t>(1, sizeof(T) * copies * g.in_c);
-    units = make_units(g, panels, std::max<int64_t>(Config::kInputBytes / pixel_bytes, 2 * kLanes<T>));
+    const int64_t pixel_bytes = std::max<int64_t>(1, sizeof(T) * copies);  // of one channel
+    const int64_t most = std::max<int64_t>(Config::kInputBytes / (pixel_bytes * Config::kPixels), 16);
+    in_block = std::max<int64_t>(1, ceil_div(g.in_c, std::max<int64_t>(1, ceil_div(g.in_c, most))));
+    units = make_units(g, panels, std::max(Config::kInputBytes / (pixel_bytes * in_block), Config::kPixels),
+                       Config::kLeastPanels);
 
     int64_t row_room = 0, col_room = 0;  // of the largest class, along each axis
     for (int64_t residue = 0; residue < g.row_classes; ++residue) {
@@ -195,7 +156,7 @@ struct NchwPlan {
       const Phases phases(axis, split_columns<T>(axis));
       col_room = std::max(col_room, phases.phases * (axis.out_count + phases.halo));
     }
-    const int64_t size = (g.in_c + 1) * row_room * col_room * units.images + Config::kTileLanes;
+    const int64_t size = (in_block + 1) * row_room * col_room * units.images + Config::kTileLanes;
     packed_bytes = round_up(problem.groups * g.out_c * g.in_c * g.taps * int64_t(sizeof(T)), 64);
     flags_bytes = round_up(problem.groups * panels, 64);
     taps_bytes = round_up(g.taps * int64_t(sizeof(int64_t)), 64);
@@ -208,29 +169,52 @@ struct NchwPlan {
   int64_t workspace(int threads) const { return packed_bytes + flags_bytes + threads * thread_bytes(); }
 };
 
-// All pixels of one class of one unit, for one panel of output channels. y and bias point at its first channel.
+// One panel of output channels, whose first y and bias point at.
 template <class T>
-void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>& input, const T* x, const T* w,
-                bool finite, int64_t mr, const T* bias, T* y) {
+struct OutputPanel {
+  int64_t mr;
+  bool finite;      // all its weights are
+  bool accumulate;  // add to what is in y: not the first block of input channels
+  const T* w;       // packed
+  const T* bias;    // or null
+  T* y;
+};
+
+// All pixels of one class of one unit, for one panel of output channels and one block of input channels.
+template <class T>
+void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>& input, const T* x,
+                const OutputPanel<T>& output) {
   using Config = NchwConfig<T>;
   constexpr int64_t L = kLanes<T>;
   alignas(64) T sums[Config::kMr * Config::kTileLanes + L];  // + L: a segment's last load may pass its end
   Segment segments[Config::kTileLanes];
-  const int64_t y_channel = g.out_h * g.out_w;
+  const int64_t y_channel = g.out_h * g.out_w, y_step = panel.cols.out_step;
   int64_t vectors = 1;
   for (int64_t f = 0; f < panel.pixels(); f += vectors * L) {
-    const auto tile = tile_function<T>(mr, finite ? ceil_div(panel.pixels() - f, L) : 1, &vectors);
+    const int64_t left = output.finite ? ceil_div(panel.pixels() - f, L) : 1;
+    const auto tile = tile_function<T>(output.mr, left, &vectors);
     const int count = find_segments(g, panel, f, std::min(f + vectors * L, panel.pixels()), segments);
     if (count == 0) continue;
-    if (finite) {
-      tile(input, x + f, w, bias, sums);
-    } else {
-      for (int64_t m = 0; m < mr; ++m)
-        nchw_tile_masked(input, x + f, input.valid + f, w + m, mr, bias ? bias + m : nullptr, sums + m * L);
+
+    for (int64_t m = 0; m < output.mr; ++m) {
+      T* sum = sums + m * vectors * L;
+      const Vec<T> start = broadcast(output.bias && !output.accumulate ? output.bias[m] : T(0));
+      for (int64_t v = 0; v < vectors; ++v) store(sum + v * L, start);
+      for (int i = 0; output.accumulate && i < count; ++i)
+        load_segment(output.y + m * y_channel + segments[i].out, y_step, sum + segments[i].lane,
+                     segments[i].length);
     }
-    for (int64_t m = 0; m < mr; ++m)
+
+    if (output.finite) {
+      tile(input, x + f, output.w, sums);
+    } else {
+      for (int64_t m = 0; m < output.mr; ++m)
+        nchw_tile_masked(input, x + f, input.valid + f, output.w + m, output.mr, sums + m * L);
+    }
+
+    for (int64_t m = 0; m < output.mr; ++m)
       for (int i = 0; i < count; ++i)
-        store_segment(y + m * y_channel + segments[i].out, panel.cols.out_step,
+        store_segment(output.y + m * y_channel + segments[i].out, y_step,
                       sums + m * vectors * L + segments[i].lane, segments[i].length);
   }
 }
@@ -267,28 +251,40 @@ void direct_nchw(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgra
       if (row_count <= 0) return;
       const InputPanel<T> panel(rows, cols, unit.row, row_count, unit.images);
       const int64_t taps = rows.taps * cols.taps;
-
-      // Pack the input.
-      const T* x = static_cast<const T*>(args.a) + (unit.image * problem.groups + unit.group) * g.in_c * x_channel;
-      T* to = x_panel;
-      for (int64_t c = 0; c < g.in_c; ++c)
-        to = pack_channel(panel, x + c * x_channel, problem.groups * g.in_c * x_channel, g.in_w, to);
-      if (!all_finite) {
-        std::fill(ones, ones + g.in_w, T(1));
-        pack_channel<T>(panel, ones, 0, 0, to);
-      }
       for (int64_t tap = 0; tap < taps; ++tap)
         tap_offsets[tap] = panel.tap_offset(tap / cols.taps, tap % cols.taps);
 
-      // Compute and store: the input panel stays in cache while the panels of filters pass.
-      const TileInput<T> input{taps > 0 ? g.in_c : 0, panel.channel_size, taps, tap_offsets, to};
-      for (int64_t i = unit.panel; i < unit.panel + unit.panels; ++i) {
-        const int64_t out = plan.panel_begin(i), mr = plan.panel_begin(i + 1) - out;
-        const int64_t channel = unit.group * g.out_c + out;
-        T* y = static_cast<T*>(args.out) + (unit.image * problem.groups * g.out_c + channel) * y_channel;
-        nchw_panel(g, panel, input, x_panel, packed + channel * g.in_c * g.taps + taps_before * g.in_c * mr,
-                   finite[unit.group * plan.panels + i] != 0, mr, bias ? bias + channel : nullptr, y);
-      }
+      int64_t in_first = 0;
+      do {  // at least once: without input channels or taps y is bias or 0
+        const int64_t in_count = taps > 0 ? std::min(plan.in_block, g.in_c - in_first) : 0;
+
+        // Pack the input.
+        const int64_t x_image = problem.groups * g.in_c * x_channel;
+        const T* x =
+            static_cast<const T*>(args.a) + unit.image * x_image + (unit.group * g.in_c + in_first) * x_channel;
+        T* to = x_panel;
+        for (int64_t c = 0; c < in_count; ++c) to = pack_channel(panel, x + c * x_channel, x_image, g.in_w, to);
+        if (!all_finite && in_count > 0) {
+          std::fill(ones, ones + g.in_w, T(1));
+          pack_channel<T>(panel, ones, 0, 0, to);
+        }
+
+        // Compute and store: the input panel stays in cache while the panels of filters pass.
+        const TileInput<T> input{in_count, panel.channel_size, taps, tap_offsets, to};
+        for (int64_t i = unit.panel; i < unit.panel + unit.panels; ++i) {
+          const int64_t out = plan.panel_begin(i), mr = plan.panel_begin(i + 1) - out;
+          const int64_t channel = unit.group * g.out_c + out;
+          const OutputPanel<T> output{
+              mr,
+              finite[unit.group * plan.panels + i] != 0,
+              in_first > 0,
+              packed + channel * g.in_c * g.taps + (taps_before * g.in_c + taps * in_first) * mr,
+              bias ? bias + channel : nullptr,
+              static_cast<T*>(args.out) + (unit.image * problem.groups * g.out_c + channel) * y_channel};
+          nchw_panel(g, panel, input, x_panel, output);
+        }
+        in_first += in_count;
+      } while (in_first < g.in_c && taps > 0);
     });
   });
 }

@@ -16,10 +16,10 @@ namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
 
-// Rows of at most two vectors: a halo of 2 columns would cost 6 % of the lanes and more.
+// Copies are worth their scratch where the halo is more than 1/20 of a short row and taps are few.
+constexpr int64_t kSplitHalo = 20, kSplitTaps = 8;
 template <class T>
-constexpr int64_t kSplitWidth = 2 * kLanes<T>;
-constexpr int64_t kSplitTaps = 8;  // copies cost scratch: not for very wide filters
+constexpr int64_t kSplitWidth = 4 * kLanes<T>;
 
 struct Phases {
   int64_t phases, shift_step, halo;
@@ -35,7 +35,8 @@ struct Phases {
 
 template <class T>
 bool split_columns(const AxisMap& cols) {
-  return cols.out_count <= kSplitWidth<T> && cols.taps <= kSplitTaps;
+  return cols.taps <= kSplitTaps && cols.out_count <= kSplitWidth<T> &&
+         Phases(cols, false).halo * kSplitHalo > cols.out_count;
 }
 
 // The panel of one class of one unit.
@@ -72,7 +73,6 @@ struct InputPanel {
 template <class T>
 inline Vec<T> load_range(const T* from, int begin, int end) {
 #if defined(__AVX512F__)
-  if (begin >= end) return Vec<T>{};
   const uint32_t lanes = ((1u << end) - 1) & ~((1u << begin) - 1);
   if constexpr (sizeof(T) == 4) {
     return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(lanes), from);
@@ -80,63 +80,112 @@ inline Vec<T> load_range(const T* from, int begin, int end) {
     return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(lanes), from);
   }
 #else
+  if (begin == 0 && end == kLanes<T>) return load(from);
   Vec<T> value = {};
   for (int lane = begin; lane < end; ++lane) value[lane] = from[lane];
   return value;
 #endif
 }
 
-// The even ones of the next 2*kLanes elements.
+// Which elements of a packed row are image: [begin, end) of width; the others are padding.
+struct RowRange {
+  int64_t width, begin, end;
+};
+
+// Of the positions first, first + in_step, ...: those inside the input.
+inline RowRange elements_inside(int64_t first, const AxisMap& axis, int64_t width) {
+  const int64_t begin = first < 0 ? std::min(ceil_div(-first, axis.in_step), width) : 0;
+  const int64_t end = first < axis.in_extent ? std::min(ceil_div(axis.in_extent - first, axis.in_step), width) : 0;
+  return begin < end ? RowRange{width, begin, end} : RowRange{width, 0, 0};
+}
+
 template <class T, int... kLane>
-inline Vec<T> even_elements(const T* from, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(load(from), load(from + kLanes<T>), (2 * kLane)...);
+inline Vec<T> even_elements(const Vec<T>& low, const Vec<T>& high, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(low, high, (2 * kLane)...);
+}
+
+template <class T>
+inline Vec<T> load_clamped(const T* from, int64_t begin, int64_t end) {
+  return load_range(from, int(std::clamp<int64_t>(begin, 0, kLanes<T>)),
+                    int(std::clamp<int64_t>(end, 0, kLanes<T>)));
 }
 
 // to[j] = from[j*step] for begin <= j < end, 0 for the other j < width. May write up to a vector beyond to[width].
 template <class T>
-inline void copy_row(T* to, const T* from, int64_t width, int64_t step, int64_t begin, int64_t end) {
+inline void pack_row(T* to, const T* from, int64_t step, const RowRange& range) {
   constexpr int64_t L = kLanes<T>;
   if (step == 1) {
-    for (int64_t j = 0; j < width; j += L) {
-      if (begin <= j && j + L <= end) {
-        store(to + j, load(from + j));
-      } else {
-        const int first = int(std::clamp<int64_t>(begin - j, 0, L)),
-                  last = int(std::clamp<int64_t>(end - j, 0, L));
-        store(to + j, load_range(from + j, first, last));
-      }
+    for (int64_t j = 0; j < range.width; j += L)
+      store(to + j, range.begin <= j && j + L <= range.end
+                        ? load(from + j)
+                        : load_clamped(from + j, range.begin - j, range.end - j));
+  } else if (step == 2) {
+    for (int64_t j = 0; j < range.width; j += L) {
+      const int64_t begin = 2 * (range.begin - j), end = 2 * (range.end - j) - 1;
+      store(to + j, even_elements<T>(load_clamped(from + 2 * j, begin, end),
+                                     load_clamped(from + 2 * j + L, begin - L, end - L),
+                                     std::make_integer_sequence<int, L>{}));
     }
-    return;
+  } else {
+    int64_t j = 0;
+    for (; j < range.begin; ++j) to[j] = T(0);
+    for (; j < range.end; ++j) to[j] = from[j * step];
+    for (; j < range.width; ++j) to[j] = T(0);
   }
-  int64_t j = 0;
-  for (; j < std::min(begin, width); ++j) to[j] = T(0);
-  if (step == 2)  // reads one element beyond the last it keeps, so it must not keep the row's last
-    for (; j + L < end; j += L)
-      store(to + j, even_elements<T>(from + 2 * j, std::make_integer_sequence<int, L>{}));
-  for (; j < end; ++j) to[j] = from[j * step];
-  for (; j < width; ++j) to[j] = T(0);
+}
+
+// `rows` rows of each image: from points at the first row's first column, which may lie left of the image.
+template <class T>
+T* pack_rows(const InputPanel<T>& panel, T* to, const T* from, int64_t image_stride, int64_t row_stride,
+             int64_t rows, const RowRange& range) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t step = panel.cols.in_step, x_step = panel.rows.in_step * row_stride, width = range.width;
+  if (step == 1 && panel.images == 1 && x_step == width && range.begin == 0 && range.end == width) {
+    pack_row(to, from, 1, {rows * width, 0, rows * width});  // the rows are one
+    return to + rows * width;
+  }
+  if (step <= 2 && width <= 2 * L) {  // the loop below with its lane ranges taken out of it
+    int begin[4], end[4];             // of each vector of the source
+    for (int v = 0; v < 4; ++v) {
+      begin[v] = int(std::clamp<int64_t>(step * range.begin - v * L, 0, L));
+      end[v] = int(std::clamp<int64_t>(step * (range.end - 1) + 1 - v * L, 0, L));
+    }
+    constexpr std::make_integer_sequence<int, L> kLane{};
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t image = 0; image < panel.images; ++image, to += width) {
+        const T* row = from + image * image_stride + i * x_step;
+        const Vec<T> first = load_range(row, begin[0], end[0]), second = load_range(row + L, begin[1], end[1]);
+        store(to, step == 1 ? first : even_elements<T>(first, second, kLane));
+        if (width <= L) continue;
+        store(to + L, step == 1 ? second
+                                : even_elements<T>(load_range(row + 2 * L, begin[2], end[2]),
+                                                   load_range(row + 3 * L, begin[3], end[3]), kLane));
+      }
+    return to;
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t image = 0; image < panel.images; ++image, to += width)
+      pack_row(to, from + image * image_stride + i * x_step, step, range);
+  return to;
 }
 
 // One channel: x points at it in the unit's first image. Rows and images are written in ascending order, so what
-// copy_row writes too far is overwritten, and only after the last channel is room needed.
+// pack_row writes too far is overwritten, and only after the last channel is room needed.
 template <class T>
-T* pack_channel(const InputPanel<T>& panel, const T* x, int64_t x_image_stride, int64_t x_row_stride, T* to) {
-  const AxisMap& cols = panel.cols;
+T* pack_channel(const InputPanel<T>& panel, const T* x, int64_t image_stride, int64_t row_stride, T* to) {
+  const AxisMap &rows = panel.rows, &cols = panel.cols;
+  const int64_t count = panel.row_count + panel.row_phases.halo;
   for (int64_t row_phase = 0; row_phase < panel.row_phases.phases; ++row_phase) {
-    const int64_t first_row = panel.rows.position(panel.row, row_phase);
+    const int64_t first_row = rows.position(panel.row, row_phase);
+    const RowRange inside = elements_inside(first_row, rows, count);
     for (int64_t col_phase = 0; col_phase < panel.col_phases.phases; ++col_phase) {
-      const int64_t first = cols.position(0, col_phase), step = cols.in_step;
-      const int64_t begin = first < 0 ? std::min(ceil_div(-first, step), panel.width) : 0;
-      const int64_t end =
-          first < cols.in_extent ? std::min(ceil_div(cols.in_extent - first, step), panel.width) : 0;
-      for (int64_t i = 0; i < panel.row_count + panel.row_phases.halo; ++i) {
-        const int64_t row = first_row + i * panel.rows.in_step;
-        const bool inside = row >= 0 && row < panel.rows.in_extent;
-        for (int64_t image = 0; image < panel.images; ++image, to += panel.width) {
-          const T* from = x + image * x_image_stride + (inside ? row : 0) * x_row_stride + first;
-          copy_row(to, from, panel.width, step, inside ? begin : 0, inside ? end : 0);
-        }
-      }
+      const int64_t first_col = cols.position(0, col_phase);
+      const T* from = x + (first_row + inside.begin * rows.in_step) * row_stride + first_col;
+      std::fill(to, to + inside.begin * panel.line, T(0));
+      to = pack_rows(panel, to + inside.begin * panel.line, from, image_stride, row_stride,
+                     inside.end - inside.begin, elements_inside(first_col, cols, panel.width));
+      std::fill(to, to + (count - inside.end) * panel.line, T(0));
+      to += (count - inside.end) * panel.line;
     }
   }
   return to;

@@ -152,7 +152,7 @@ struct NhwcPlan {
     in_block = round_up(std::max<int64_t>(1, ceil_div(g.in_c, ceil_div(g.in_c, most) + (g.in_c == 0))), 4);
     const int64_t in_per_pixel = g.dgrad ? 1 : problem.stride_h * problem.stride_w;
     const int64_t pixel_bytes = sizeof(T) * in_per_pixel * std::min(in_block, std::max<int64_t>(1, g.in_c));
-    units = make_units(g, panels, std::max<int64_t>(Config::kInputBytes / pixel_bytes, 64));
+    units = make_units(g, panels, std::max<int64_t>(Config::kInputBytes / pixel_bytes, 64), 1);
     spans_bytes = round_up((units.rows + g.cols(0).out_count) * int64_t(sizeof(Span)), 64);
     packed_bytes = round_up(problem.groups * panels * panel_size() * int64_t(sizeof(T)), 64);
   }

@@ -38,8 +38,10 @@ struct StorePixels {
         w.place_step == 1 ? put_row(to, from, run, start, first) : put_strided(to, from, run, start, first);
       }
       done += run;
-      if (map.dense_out()) place = Place(n0 + done, h, w);
-      else place.advance(run, h, w);
+      if (map.dense_out())
+        place = Place(n0 + done, h, w);
+      else
+        place.advance(run, h, w);
     }
   }
 
@@ -47,8 +49,10 @@ struct StorePixels {
     for (int64_t i = 0; i < count; i += kLanes<T>) {
       const int lanes = int(at_most(kLanes<T>, count - i));
       Vec<T> value = load_partial(from + i, lanes);
-      if (!first) value += load_partial(to + i, lanes);
-      else if (map.bias) value += broadcast(start);
+      if (!first)
+        value += load_partial(to + i, lanes);
+      else if (map.bias)
+        value += broadcast(start);
       store_partial(to + i, value, lanes);
     }
   }
@@ -63,12 +67,23 @@ template <class T>
 inline Units gather_units_nchw(int64_t gemm_m, int64_t gemm_n, int64_t gemm_k, int64_t copies) {
   using Config = GemmConfig<T>;
   const int64_t wanted = units_wanted(gemm_m, gemm_n, gemm_k, copies);
-  // Pixels first, down to 4 slivers (an A sliver is packed once for so many tiles); then channels, down to 8
+  // Pixels first, down to 8 slivers (an A sliver is packed once for so many tiles); then channels, down to 8
   // panels (a column of cols is packed once for so many rows).
   const int64_t n_blocks =
-      at_least(ceil_div(gemm_n, Config::kNc), at_most(wanted, ceil_div(gemm_n, 4 * Config::kNr)));
+      at_least(ceil_div(gemm_n, Config::kNc), at_most(wanted, ceil_div(gemm_n, 8 * Config::kNr)));
   const int64_t m_blocks = at_least(1, at_most(ceil_div(wanted, n_blocks), gemm_m / (8 * Config::kMr)));
   return {m_blocks, n_blocks, 1};
+}
+
+// dgrad's w[k][c][r][s] is a matrix neither by rows nor by columns, unless it is 1x1: it is made one first.
+constexpr int64_t kReorderRows = 16;  // rows of one reorder unit: enough to use whole lines of w
+template <class T>
+inline bool needs_reorder(const Gather<T>& map, int64_t classes) {
+  return map.weights_m != 1 && (map.weights_channel != map.filter_taps || classes > 1);
+}
+template <class T>
+inline int64_t reordered_size(const Gather<T>& map, int64_t classes, int64_t groups) {
+  return needs_reorder(map, classes) ? ceil_div(groups * map.rows * map.channels * map.filter_taps, 16) * 16 : 0;
 }
 
 // `make(index)` builds the Gather of one of `classes` residue classes for group 0; class 0 is the largest.
@@ -77,15 +92,34 @@ void gather_nchw(int64_t groups, int64_t classes, const Make& make, int64_t sour
                  int64_t rows, T* workspace) {
   using Config = GemmConfig<T>;
   const Gather<T> largest = make(0);
-  const Units units =
-      gather_units_nchw<T>(rows, largest.pixels(), largest.filter_taps * largest.channels / classes, groups * classes);
+  const Units units = gather_units_nchw<T>(rows, largest.pixels(),
+                                           largest.filter_taps * largest.channels / classes, groups * classes);
   const int64_t scratch = gemm_scratch_size<T>(largest.pixels(), largest.filter_taps * largest.channels);
+  T* reordered = nullptr;
+  if (needs_reorder(largest, classes)) {
+    reordered = workspace;
+    workspace += reordered_size(largest, classes, groups);
+    const int64_t blocks = ceil_div(rows, kReorderRows);
+    parallel_for(classes * groups * blocks, [&](int64_t index, int) {
+      const int64_t m0 = index % blocks * kReorderRows, group = index / blocks % groups;
+      const int64_t residue = index / blocks / groups;
+      Gather<T> map = make(residue);
+      map.weights += group * weights_group;
+      reorder_weights(map, m0, at_most(kReorderRows, rows - m0),
+                      reordered + group * weights_group + make.taps_before(residue) * rows * map.channels);
+    });
+  }
   parallel_for(classes * groups * units.count(), [&](int64_t index, int thread) {
     const int64_t m_block = index % units.m, n_block = index / units.m % units.n;
     const int64_t group = index / units.count() % groups, residue = index / units.count() / groups;
     Gather<T> map = make(residue);
     map.source += group * source_group;
     map.weights += group * weights_group;
+    if (reordered) {  // as fprop's: [m][(channel, tap)] with every tap in use
+      map.weights = reordered + group * weights_group + make.taps_before(residue) * rows * map.channels;
+      map.weights_m = map.gemm_k();
+      map.weights_channel = map.filter_taps = map.taps();
+    }
     map.out += group * rows * map.out_channel;
     if (map.bias) map.bias += group * rows;
     const Range m = part_of(rows, units.m, m_block, 1);
@@ -95,11 +129,6 @@ void gather_nchw(int64_t groups, int64_t classes, const Make& make, int64_t sour
     PackColsB<T> pack_b(map);
     gemm_block<T>(m, n, map.gemm_k(), pack_a, pack_b, StorePixels<T>{map}, workspace + thread * scratch);
   });
-}
-
-template <class T>
-inline int64_t gather_nchw_workspace(int64_t pixels, int64_t gemm_k, int threads) {
-  return gemm_scratch_size<T>(pixels, gemm_k) * threads;
 }
 
 }  // namespace

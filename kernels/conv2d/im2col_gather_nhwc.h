@@ -16,7 +16,8 @@ struct StoreChannels {
 
   Tile<T> tile(int64_t m0, int64_t n0, int, int64_t columns) const {
     if (!map.dense_out()) return {};
-    return {map.out + m0 * map.out_pixel + n0, map.out_pixel, columns, nullptr, map.bias ? map.bias + n0 : nullptr};
+    return {map.out + m0 * map.out_pixel + n0, map.out_pixel, columns, nullptr,
+            map.bias ? map.bias + n0 : nullptr};
   }
 
   // The last channels of a group, or pixels of a residue class.
@@ -30,8 +31,10 @@ struct StoreChannels {
       for (int64_t j = 0; j < columns; j += kLanes<T>) {
         const int lanes = int(at_most(kLanes<T>, columns - j));
         Vec<T> value = load_partial(from + j, lanes);
-        if (!first) value += load_partial(to + j, lanes);
-        else if (map.bias) value += load_partial(map.bias + n0 + j, lanes);
+        if (!first)
+          value += load_partial(to + j, lanes);
+        else if (map.bias)
+          value += load_partial(map.bias + n0 + j, lanes);
         store_partial(to + j, value, lanes);
       }
     }
@@ -53,8 +56,8 @@ inline Units gather_units_nhwc(int64_t gemm_m, int64_t gemm_n, int64_t gemm_k, i
 template <class T>
 inline int64_t packed_weights_size(int64_t groups, int64_t classes, int64_t rows, int64_t gemm_k) {
   // A class adds at most one kc block to those of the whole filter; its slack is one vector a sliver.
-  return groups * (PackedWeights<T>::size(rows, gemm_k) +
-                   classes * ceil_div(rows, GemmConfig<T>::kNr) * kLanes<T>);
+  return groups *
+         (PackedWeights<T>::size(rows, gemm_k) + classes * ceil_div(rows, GemmConfig<T>::kNr) * kLanes<T>);
 }
 
 // `make(index)` builds the Gather of one of `classes` residue classes for group 0; class 0 is the largest.

@@ -1,12 +1,13 @@
 // Convolution as a blocked matrix product (im2col + GEMM), all passes, nchw and nhwc.
 //
 //   fprop  y[k, pixels]  = w[k, (c,r,s)]   * cols(x)[(c,r,s), pixels]
-//   dgrad  dx[c, pixels] = w[c, (k,r,s)]   * cols(dy)[(k,r,s), pixels]   one product per residue class of the stride
+//   dgrad  dx[c, pixels] = w[c, (k,r,s)]   * cols(dy)[(k,r,s), pixels]
 //   wgrad  dw[k, (c,r,s)] = dy[k, pixels]  * cols(x)[(c,r,s), pixels]
 //
-// (nhwc: the same with pixels down and channels across.) cols never exists as a matrix: the GEMM asks for one kc x nc
-// panel at a time and packs it straight from the tensor (im2col_pack_*.h) through one index map (im2col_map.h).
-// dgrad is a gather like fprop, not col2im: every element of dx has one owner and its sum one order.
+// (nhwc: the same with pixels down and channels across; dgrad: one product per residue class of the stride.) cols
+// never exists as a matrix: the GEMM asks for one kc x nc panel at a time and packs it straight from the tensor
+// (im2col_pack_*.h) through one index map (im2col_map.h). dgrad is a gather like fprop, not col2im: every element
+// of dx has one owner and its sum one order.
 //
 // Padding is multiplied, as zeros: an Inf or NaN of w (fprop, dgrad) or dy (wgrad) also reaches the outputs whose
 // filter position lies on padding. Everything else propagates exactly.
@@ -113,8 +114,9 @@ int64_t gather_workspace(const Conv2dProblem& problem, int64_t classes, const Ma
   const int64_t gemm_k = map.channels * map.filter_taps;
   const int64_t elements =
       problem.layout == kNchw
-          ? gemm_scratch_size<T>(map.pixels(), gemm_k) * threads
-          : packed_weights_size<T>(problem.groups, classes, map.rows, gemm_k) + gemm_scratch_size<T>(0, 0) * threads;
+          ? reordered_size(map, classes, problem.groups) + gemm_scratch_size<T>(map.pixels(), gemm_k) * threads
+          : packed_weights_size<T>(problem.groups, classes, map.rows, gemm_k) +
+                gemm_scratch_size<T>(0, 0) * threads;
   return elements * int64_t(sizeof(T));
 }
 
@@ -151,13 +153,13 @@ void wgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
 }
 
 // One entry per pass, float or double by the problem.
-#define PYCONV_BY_DTYPE(pass)                                                                             \
-  void im2col_##pass(const Conv2dProblem& problem, const Conv2dArgs& args) {                              \
-    problem.dtype == kFloat64 ? pass<double>(problem, args) : pass<float>(problem, args);                 \
-  }                                                                                                       \
-  int64_t im2col_##pass##_workspace(const Conv2dProblem& problem, int threads) {                          \
-    return problem.dtype == kFloat64 ? pass##_workspace<double>(problem, threads)                         \
-                                     : pass##_workspace<float>(problem, threads);                         \
+#define PYCONV_BY_DTYPE(pass)                                                             \
+  void im2col_##pass(const Conv2dProblem& problem, const Conv2dArgs& args) {              \
+    problem.dtype == kFloat64 ? pass<double>(problem, args) : pass<float>(problem, args); \
+  }                                                                                       \
+  int64_t im2col_##pass##_workspace(const Conv2dProblem& problem, int threads) {          \
+    return problem.dtype == kFloat64 ? pass##_workspace<double>(problem, threads)         \
+                                     : pass##_workspace<float>(problem, threads);         \
   }
 PYCONV_BY_DTYPE(fprop)
 PYCONV_BY_DTYPE(dgrad)

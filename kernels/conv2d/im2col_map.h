@@ -55,9 +55,9 @@ inline Axis dgrad_axis(int64_t first_place, int64_t extent_out, int64_t extent_i
           extent_in};
 }
 
-// One dense gather: out[n, m, place] = sum over channel, tap of weights[m, channel, tap] * source[n, channel, ...].
-// fprop: out y (m = k), source x. dgrad: out dx (m = c), source dy, one Gather per residue class.
-// Strides are in elements; pointers are at the group's first channel.
+// One dense gather: out[n, m, place] = sum over channel, tap of weights[m, channel, tap] * source[n, channel,
+// ...]. fprop: out y (m = k), source x. dgrad: out dx (m = c), source dy, one Gather per residue class. Strides
+// are in elements; pointers are at the group's first channel.
 template <class T>
 struct Gather {
   Axis h, w;
@@ -67,7 +67,7 @@ struct Gather {
   int64_t source_pixel;                  // nchw: 1, nhwc: all channels of the source
   const T* weights;
   int64_t weights_m, weights_channel, weights_r, weights_s, filter_taps;  // filter_taps: r*s of the whole filter
-  const T* bias;  // [m] or null
+  const T* bias;                                                          // [m] or null
   T* out;
   int64_t out_image, out_channel, out_row, out_pixel;
 
@@ -119,7 +119,7 @@ struct Units {
 
 struct UnitConfig {
   static constexpr double kFlops = 2e6;    // of one unit at least: 20 us, against 1 us to hand out a unit
-  static constexpr double kMaxUnits = 32;  // two for each of 16 threads; more only repeats packing
+  static constexpr double kMaxUnits = 16;  // one for each of 16 threads: more units repeat more packing
 };
 
 // Units wanted of a product that is done `copies` times over (groups, residue classes).

@@ -12,16 +12,17 @@ namespace PYCONV_ISA {
 namespace {
 
 struct Piece {
-  int64_t to;            // place in the panel, in elements, at the first row
-  int64_t width;         // elements from one row of the panel to the next
-  int64_t image;         // offset of the image, in elements
-  int64_t h, w;          // source place of the first pixel at offset 0
+  int64_t to;     // place in the panel, in elements, at the first row
+  int64_t width;  // elements from one row of the panel to the next
+  int64_t image;  // offset of the image, in elements
+  int64_t h, w;   // source place of the first pixel at offset 0
 };
 
 template <class T>
 struct Pieces {
   // A row of one pixel makes a piece of one pixel.
-  static constexpr int64_t kMost = GemmConfig<T>::kNc > GemmConfig<T>::kKc ? GemmConfig<T>::kNc : GemmConfig<T>::kKc;
+  static constexpr int64_t kMost =
+      GemmConfig<T>::kNc > GemmConfig<T>::kKc ? GemmConfig<T>::kNc : GemmConfig<T>::kKc;
   Piece piece[kMost];
   int64_t count;
 
@@ -45,9 +46,16 @@ struct Pieces {
     }
   }
 
+  // A piece is too short for the hardware to see the next channel coming.
+  void prefetch(const T* plane, const Axis& w) const {
+    for (int64_t i = 0; i < count; ++i)
+      __builtin_prefetch(plane + piece[i].image + piece[i].h * w.extent + piece[i].w);
+  }
+
   // One row of cols. Lanes past the end of a piece are written too; the next piece, or the next row, covers them.
   template <int kStep>
-  void pack_row(T* panel, int64_t row, const T* plane, int64_t dh, int64_t dw, const Axis& h, const Axis& w) const {
+  void pack_row(T* panel, int64_t row, const T* plane, int64_t dh, int64_t dw, const Axis& h,
+                const Axis& w) const {
     for (int64_t i = 0; i < count; ++i) {
       const Piece& at = piece[i];
       T* to = panel + at.to + row * at.width;
@@ -65,7 +73,10 @@ void pack_rows(const Pieces<T>& pieces, T* panel, int64_t panel_row, const T* so
                const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
   if (rows == 0) return;
   int64_t channel = k0 / (h.taps * w.taps), i_tap = k0 / w.taps % h.taps, j_tap = k0 % w.taps;
+  // 8 rows of cols are about 1000 cycles of packing, enough for memory to answer.
+  const int64_t ahead = at_least(1, 8 / (h.taps * w.taps)) * channel_stride;
   for (int64_t row = 0; row < rows; ++row) {
+    if (i_tap == 0 && j_tap == 0) pieces.prefetch(source + channel * channel_stride + ahead, w);
     pieces.template pack_row<kStep>(panel + row * panel_row, row, source + channel * channel_stride,
                                     i_tap * h.offset_step, j_tap * w.offset_step, h, w);
     if (++j_tap == w.taps) {
@@ -112,47 +123,46 @@ struct PackColsB {
 template <class T>
 struct PackWeightsA {
   const Gather<T>& map;
-  bool all_taps, k_major;
+  bool k_major;  // neighbours in m are contiguous: the 1x1 filter of dgrad, w[k][c]
 
-  explicit PackWeightsA(const Gather<T>& gather) : map(gather) {
-    const Axis &h = gather.h, &w = gather.w;
-    // All taps, r and s in order: a channel's taps are one contiguous run.
-    all_taps = h.taps * w.taps == gather.filter_taps && h.tap_step == 1 && w.tap_step == 1;
-    k_major = gather.weights_m == 1;
-  }
+  explicit PackWeightsA(const Gather<T>& gather) : map(gather), k_major(gather.weights_m == 1) {}
   const T* operator()(int64_t m0, int rows, int64_t k0, int64_t kc, T* sliver) const {
-    constexpr int64_t kRow = GemmConfig<T>::kRowStride;
-    const int64_t taps = map.taps();
     const T* from = map.weights + m0 * map.weights_m;
-    if (k_major) {  // 1x1 dgrad: w[k][c], neighbours in m
+    if (k_major) {
       for (int64_t k = 0; k < kc; ++k)
         copy_run(sliver + k * GemmConfig<T>::kMrPadded, from + (k0 + k) * map.weights_channel, rows);
-    } else if (all_taps && map.weights_channel == taps) {  // fprop: w[k][c][r][s], a row is contiguous
-      for (int i = 0; i < rows; ++i) copy_run(sliver + i * kRow, from + i * map.weights_m + k0, kc);
-    } else if (all_taps) {  // dgrad with every tap in use: runs of r*s
-      for (int64_t k = 0; k < kc;) {
-        const int64_t channel = (k0 + k) / taps, tap = (k0 + k) % taps, run = at_most(taps - tap, kc - k);
-        for (int i = 0; i < rows; ++i)
-          copy_run(sliver + i * kRow + k, from + i * map.weights_m + channel * map.weights_channel + tap, run);
-        k += run;
-      }
-    } else {  // strided dgrad: some of the taps
-      const Axis &h = map.h, &w = map.w;
-      int64_t channel = 0, i_tap = 0, j_tap = 0;
-      if (kc > 0) channel = k0 / taps, i_tap = k0 / w.taps % h.taps, j_tap = k0 % w.taps;
-      for (int64_t k = 0; k < kc; ++k) {
-        const T* at = from + channel * map.weights_channel + (h.first_tap + i_tap * h.tap_step) * map.weights_r +
-                      (w.first_tap + j_tap * w.tap_step) * map.weights_s;
-        for (int i = 0; i < rows; ++i) sliver[i * kRow + k] = at[i * map.weights_m];
-        if (++j_tap == w.taps) {
-          j_tap = 0;
-          if (++i_tap == h.taps) i_tap = 0, ++channel;
-        }
-      }
+    } else {
+      for (int i = 0; i < rows; ++i)
+        copy_run_prefetching(sliver + i * GemmConfig<T>::kRowStride, from + i * map.weights_m + k0, kc,
+                             rows * map.weights_m);
     }
     return sliver;
   }
 };
+
+// dgrad's filter as a matrix: rows[m][(channel, tap)] from w[channel][m][r][s], for the taps of one residue class.
+// Packs rows [m0, m0 + count): they are read together, since one channel's taps of neighbouring m lie together.
+template <class T>
+void reorder_weights(const Gather<T>& map, int64_t m0, int64_t count, T* rows) {
+  const Axis &h = map.h, &w = map.w;
+  const int64_t taps = map.taps(), row_size = map.gemm_k();
+  const bool all_taps = taps == map.filter_taps && h.tap_step == 1 && w.tap_step == 1;
+  for (int64_t channel = 0; channel < map.channels; ++channel) {
+    const T* from = map.weights + channel * map.weights_channel + m0 * map.weights_m;
+    T* to = rows + m0 * row_size + channel * taps;
+    for (int64_t i = 0; i < count; ++i, from += map.weights_m, to += row_size) {
+      if (all_taps) {
+        std::memcpy(to, from, size_t(taps) * sizeof(T));
+        continue;
+      }
+      T* next = to;
+      for (int64_t i_tap = 0; i_tap < h.taps; ++i_tap) {
+        const T* at = from + (h.first_tap + i_tap * h.tap_step) * map.weights_r + w.first_tap * map.weights_s;
+        for (int64_t j_tap = 0; j_tap < w.taps; ++j_tap) *next++ = at[j_tap * w.tap_step * map.weights_s];
+      }
+    }
+  }
+}
 
 }  // namespace
 }  // namespace PYCONV_ISA

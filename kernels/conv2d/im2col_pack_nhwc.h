@@ -91,7 +91,8 @@ struct PackedWeights {
     for (int64_t k = 0; k < kc; ++k) {
       const int64_t tap = (k0 + k) / map.channels, channel = (k0 + k) % map.channels;
       const int64_t r = h.first_tap + tap / w.taps * h.tap_step, s = w.first_tap + tap % w.taps * w.tap_step;
-      copy_run(to + k * width, from + channel * map.weights_channel + r * map.weights_r + s * map.weights_s, columns);
+      copy_run(to + k * width, from + channel * map.weights_channel + r * map.weights_r + s * map.weights_s,
+               columns);
     }
   }
 };

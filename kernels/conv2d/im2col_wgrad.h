@@ -23,16 +23,10 @@ struct WgradConfig {
   static constexpr int64_t kPartialBytes = 4 << 20;
 };
 
-// Rows and columns of one partial, with slack so that every tile is whole.
-struct Partials {
-  int64_t rows, columns, row_stride;
-  int64_t size() const { return rows * row_stride; }
-};
-
 template <class T>
 struct StorePartial {
   T* partial;
-  int64_t row_stride, group_rows;
+  int64_t row_stride;  // whole slivers, so that every tile is whole
   Tile<T> tile(int64_t m0, int64_t n0, int, int64_t) const {
     return {partial + m0 * row_stride + n0, row_stride, row_stride - n0, nullptr, nullptr};
   }
@@ -139,9 +133,9 @@ struct PackColsPanelB {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t from = h0 + piece[i].h;
         store(panel + piece[i].to + k * piece[i].width,
-              inside(from, h.extent) ? load_between(image + from * runs.row_elements, element0 + piece[i].element,
-                                                    runs.row_elements)
-                                     : Vec<T>{});
+              inside(from, h.extent)
+                  ? load_between(image + from * runs.row_elements, element0 + piece[i].element, runs.row_elements)
+                  : Vec<T>{});
       }
     }
     return panel;
@@ -150,8 +144,8 @@ struct PackColsPanelB {
 
 // ---- Driver ------------------------------------------------------------------------------------------
 
-// Units of wgrad: chunks of pixels first (they repeat no packing), as far as their partials stay small; then blocks
-// of gemm_m, down to 8 panels.
+// Units of wgrad: chunks of pixels first (they repeat no packing), as far as their partials stay small; then
+// blocks of gemm_m, down to 8 panels.
 template <class T>
 inline Units wgrad_units(int64_t gemm_m, int64_t gemm_n, int64_t pixels, int64_t groups) {
   using Config = GemmConfig<T>;
@@ -179,7 +173,7 @@ void wgrad(const Conv2dProblem& problem, const Gather<T>& map, const T* dy, T* d
   parallel_for(groups * units.count(), [&](int64_t index, int thread) {
     const int64_t m_block = index % units.m, chunk = index / units.m % units.chunks, group = index / units.count();
     const Range m = part_of(gemm_m, units.m, m_block, 1), sum = part_of(pixels, units.chunks, chunk, 1);
-    const StorePartial<T> to{partials + (group * units.chunks + chunk) * partial_size, row_stride, gemm_m};
+    const StorePartial<T> to{partials + (group * units.chunks + chunk) * partial_size, row_stride};
     T* const own = workspace + thread * scratch;
     if (nchw) {
       Gather<T> part = map;
@@ -197,7 +191,8 @@ void wgrad(const Conv2dProblem& problem, const Gather<T>& map, const T* dy, T* d
   // dw = the partials in order of their chunks; nchw partials are transposed, a block of lanes x lanes at a time.
   const int64_t blocks = ceil_div(group_k, kLanes<T>);
   parallel_for(groups * blocks, [&](int64_t index, int) {
-    const int64_t group = index / blocks, k0 = index % blocks * kLanes<T>, count = at_most(kLanes<T>, group_k - k0);
+    const int64_t group = index / blocks, k0 = index % blocks * kLanes<T>,
+                  count = at_most(kLanes<T>, group_k - k0);
     const T* from = partials + group * units.chunks * partial_size;
     T* to = dw + (group * group_k + k0) * crs;
     for (int64_t j = 0; j < crs; j += kLanes<T>) {
@@ -226,7 +221,7 @@ inline int64_t wgrad_workspace(const Conv2dProblem& problem, int threads) {
   const Units units = wgrad_units<T>(gemm_m, gemm_n, pixels, problem.groups);
   const int64_t elements =
       problem.groups * units.chunks * gemm_m * ceil_div(gemm_n, GemmConfig<T>::kNr) * GemmConfig<T>::kNr +
-         gemm_scratch_size<T>(gemm_n, pixels) * threads;
+      gemm_scratch_size<T>(gemm_n, pixels) * threads;
   return elements * int64_t(sizeof(T));
 }
 

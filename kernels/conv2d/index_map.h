@@ -118,7 +118,7 @@ void for_each_class(const Gather& g, Body&& body) {
 constexpr int64_t kUnits = 32;            // balances up to 16 threads
 constexpr int64_t kUnitMacs = 1 << 18;    // a unit of some 10 us: a hundred times what handing it out costs
 constexpr int64_t kSerialMacs = 1 << 17;  // below this, waking a second thread costs more than it saves
-constexpr int64_t kUnitPixels = 128;      // least pixels over which a unit reuses a weight panel
+constexpr int64_t kUnitPixels = 256;      // least pixels over which a unit reuses a weight panel
 
 // A unit computes `images` images x `rows` rows of every class x `panels` panels of output channels. It depends on
 // the problem alone.
@@ -134,8 +134,9 @@ struct Unit {
   int64_t group, image, images, row, rows, panel, panels;
 };
 
-// pixel_limit: most pixels of one class for which the unit's input stays in cache.
-inline Units make_units(const Gather& g, int64_t panels, int64_t pixel_limit) {
+// pixel_limit: most pixels of one class for which the unit's input stays in cache. least_panels: a unit does not
+// take fewer if there are more, because it has to prepare its input again.
+inline Units make_units(const Gather& g, int64_t panels, int64_t pixel_limit, int64_t least_panels) {
   const int64_t n = g.problem.n, groups = g.problem.groups;
   const int64_t rows = ceil_div(g.out_h, g.dgrad ? g.problem.stride_h : 1);
   const int64_t cols = ceil_div(g.out_w, g.dgrad ? g.problem.stride_w : 1);
@@ -152,7 +153,8 @@ inline Units make_units(const Gather& g, int64_t panels, int64_t pixel_limit) {
   u.rows = ceil_div(rows, u.row_blocks);
   u.row_blocks = ceil_div(rows, u.rows);
   const int64_t pixel_blocks = groups * u.image_blocks * u.row_blocks;
-  u.panel_blocks = std::min({panels, ceil_div(kUnits, pixel_blocks), macs / pixel_blocks / kUnitMacs + 1});
+  u.panel_blocks = std::min({std::max<int64_t>(1, panels / least_panels), ceil_div(kUnits, pixel_blocks),
+                             macs / pixel_blocks / kUnitMacs + 1});
   u.panels = ceil_div(panels, u.panel_blocks);
   u.panel_blocks = ceil_div(panels, u.panels);
   return u;

@@ -61,9 +61,12 @@ void micro_kernel(int64_t kc, const T* a, const T* b, const Tile<T>& tile, bool 
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       T* to = tile.data + i * tile.row_stride + v * kLane;
-      if (!first) sum[i][v] += load(to);
-      else if (tile.row_bias) sum[i][v] += broadcast(tile.row_bias[i]);
-      else if (tile.column_bias) sum[i][v] += load(tile.column_bias + v * kLane);
+      if (!first)
+        sum[i][v] += load(to);
+      else if (tile.row_bias)
+        sum[i][v] += broadcast(tile.row_bias[i]);
+      else if (tile.column_bias)
+        sum[i][v] += load(tile.column_bias + v * kLane);
       store(to, sum[i][v]);
     }
   }

@@ -33,7 +33,7 @@ struct GemmConfig {
   static constexpr int64_t kNc = 384;
   static constexpr int64_t kRowStride = kKc + kLanes<T>;  // off a power of two: rows fall in different cache sets
   static constexpr int kMrPadded = (kMr + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-  static constexpr int64_t kASize = kMr * kRowStride > kKc * kMrPadded ? kMr * kRowStride : kKc * kMrPadded;
+  static constexpr int64_t kASize = kMr * kRowStride > kKc* kMrPadded ? kMr * kRowStride : kKc * kMrPadded;
   static_assert(kNc % kNr == 0, "a B panel is made of whole slivers");
 };
 
@@ -103,13 +103,18 @@ inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
 template <class T>
 inline Vec<T> load_between(const T* row, int64_t first, int64_t extent) {
 #if defined(__AVX512F__)
-  const int low = int(at_least(0, at_most(-first, kLanes<T>)));
-  const int high = int(at_least(0, at_most(extent - first, kLanes<T>)));
-  const uint32_t mask = ((1u << high) - 1) & ~((1u << low) - 1);
+  // Two unsigned comparisons in one: a negative place is a large one. Exact while rows, padding included, are
+  // shorter than 2^30 elements: the kernels' supports rule.
   if constexpr (sizeof(T) == 4) {
-    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(mask), row + first);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(int(first)), lane);
+    const __mmask16 mask = _mm512_cmplt_epu32_mask(place, _mm512_set1_epi32(int(extent)));
+    return (Vec<T>)_mm512_maskz_loadu_ps(mask, row + first);
   } else {
-    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(mask), row + first);
+    const __m512i lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i place = _mm512_add_epi64(_mm512_set1_epi64(first), lane);
+    const __mmask8 mask = _mm512_cmplt_epu64_mask(place, _mm512_set1_epi64(extent));
+    return (Vec<T>)_mm512_maskz_loadu_pd(mask, row + first);
   }
 #else
   if (first >= 0 && first + kLanes<T> <= extent) return load(row + first);
@@ -148,6 +153,14 @@ inline void copy_run(T* to, const T* from, int64_t count) {
   if (i < count) store(to + i, load_partial(from + i, int(count - i)));
 }
 
+// The same; `ahead` elements further on is what the next copy takes, too short a run for the hardware to see
+// coming.
+template <class T>
+inline void copy_run_prefetching(T* to, const T* from, int64_t count, int64_t ahead) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) __builtin_prefetch(from + ahead + i, 0, 2);
+  copy_run(to, from, count);
+}
+
 // A B sliver from rows that are contiguous along k: to[k][column] = from[column*from_stride + k], k < kc.
 template <class T>
 inline void pack_transposed(T* to, int width, const T* from, int64_t from_stride, int64_t columns, int64_t kc) {
@@ -155,6 +168,7 @@ inline void pack_transposed(T* to, int width, const T* from, int64_t from_stride
     for (int64_t k = 0; k < kc; k += kLanes<T>) {
       const int steps = int(at_most(kLanes<T>, kc - k));
       Vec<T> block[kLanes<T>];
+      for (int i = 0; i < kLanes<T>; ++i) __builtin_prefetch(from + (column + kLanes<T> + i) * from_stride + k);
       if (steps == kLanes<T> && columns - column >= kLanes<T>) {
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes<T>; ++i) block[i] = load(from + (column + i) * from_stride + k);

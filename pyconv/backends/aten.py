@@ -37,6 +37,9 @@ def _bind_conv2d(pass_: str, problem: Conv2dProblem) -> Callable[..., Any]:
         x = x if symmetric else F.pad(x, (left, right, top, bottom))
         return x.contiguous(memory_format=memory_format)
 
+    def blank(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
     def backward(dy: Tensor, x: Tensor, w: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
         return torch.ops.aten.convolution_backward.default(dy, x, w, None, *rest, mask)  # type: ignore[no-any-return]
 
@@ -45,21 +48,22 @@ def _bind_conv2d(pass_: str, problem: Conv2dProblem) -> Callable[..., Any]:
         return y.contiguous(memory_format=memory_format)
 
     def dgrad(dy: Tensor, w: Tensor) -> Tensor:
-        x = padded(dy.new_empty(problem.x_shape))
+        x = padded(blank(dy, problem.x_shape))
         dx = backward(dy, x, w, [True, False, False])[0]
         if not symmetric:
             dx = dx[:, :, top : top + problem.h, left : left + problem.w]
         return dx.contiguous(memory_format=memory_format)
 
     def wgrad(x: Tensor, dy: Tensor) -> Tensor:
-        w = x.new_empty(problem.w_shape)
+        w = blank(x, problem.w_shape)
         dw = backward(dy, padded(x), w, [False, True, False])[1]
         return dw.contiguous(memory_format=memory_format)
 
     def bgrad(dy: Tensor) -> Tensor:
         return dy.sum((0, 2, 3))
 
-    return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad, "bgrad": bgrad}[pass_]
+    passes: dict[str, Callable[..., Any]] = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad, "bgrad": bgrad}
+    return passes[pass_]
 
 
 def _bind_maxpool2d(pass_: str, problem: Pool2dProblem) -> Callable[..., Any]:
@@ -81,7 +85,7 @@ def _bind_maxpool2d(pass_: str, problem: Pool2dProblem) -> Callable[..., Any]:
         return fprop_argmax(x)[0]
 
     def dgrad(dy: Tensor, argmax: Tensor) -> Tensor:
-        x = dy.new_empty(problem.x_shape).contiguous(memory_format=memory_format)
+        x = torch.empty(problem.x_shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
         dx: Tensor = torch.ops.aten.max_pool2d_with_indices_backward.default(
             dy.contiguous(memory_format=memory_format), x, *rest, argmax.long()
         )
@@ -92,4 +96,10 @@ def _bind_maxpool2d(pass_: str, problem: Pool2dProblem) -> Callable[..., Any]:
         y = x.flatten(2).gather(2, places.clamp(min=0)).masked_fill(places < 0, 0)
         return y.view(problem.y_shape).contiguous(memory_format=memory_format)
 
-    return {"fprop": fprop, "fprop_argmax": fprop_argmax, "dgrad": dgrad, "gather": gather}[pass_]
+    passes: dict[str, Callable[..., Any]] = {
+        "fprop": fprop,
+        "fprop_argmax": fprop_argmax,
+        "dgrad": dgrad,
+        "gather": gather,
+    }
+    return passes[pass_]

@@ -39,9 +39,9 @@ def _load() -> ctypes.CDLL | str:
         getattr(library, function).argtypes = (ctypes.c_char_p, ctypes.c_void_p)
     for function in ("pyconv_conv2d_sizes", "pyconv_pool2d_sizes"):
         getattr(library, function).argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64))
-    error = library.pyconv_isa_error().decode()
-    if error:
-        return str(error)
+    refused = str(library.pyconv_isa_error().decode())
+    if refused:
+        return refused
     return library
 
 

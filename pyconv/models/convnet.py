@@ -42,7 +42,7 @@ def tiny(layers: Layers, in_channels: int, size: tuple[int, int], classes: int) 
 
 def small(layers: Layers, in_channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     """28x28x1 -> 14x14x32 -> 14x14x32 -> 7x7x64 -> 3x3x128 -> classes. 18.5 Mflop an image, forward."""
-    return _stages(layers, in_channels, size, classes, ((32,), (32, 64), (128,)), dropout=0.2)
+    return _stages(layers, in_channels, size, classes, ((32,), (32, 64), (128,)), dropout=0.1)
 
 
 def medium(layers: Layers, in_channels: int, size: tuple[int, int], classes: int) -> nn.Module:

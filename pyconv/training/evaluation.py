@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,17 +120,31 @@ def network_of(run: Path, kernels: str | None = None, best: bool = False) -> tup
     return weights.network(path, tensors, card, kernels), card
 
 
-def _checkpoint_weights(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint, read without running any code that it may hold.
+
+    Raises:
+        RunError: naming the file, if it is missing, truncated, or no such checkpoint.
+    """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        prefix = "network."
-        return {
-            k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on a pickle it is about to refuse
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"state_dict", "history"} <= checkpoint.keys():
+            raise RunError(f"{path}: not a checkpoint of a pyconv run")
+        return checkpoint
+    except (RunError, KeyboardInterrupt):
+        raise
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
     except Exception as error:  # torch.load raises pickle, zip, end-of-file and runtime errors for bad files
-        raise RunError(f"{path}: not a whole checkpoint ({str(error).splitlines()[0][:120]})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise RunError(f"{path}: not a whole checkpoint ({reason})") from None
+
+
+def _checkpoint_weights(path: Path) -> dict[str, Tensor]:
+    prefix, state = "network.", read_checkpoint(path)["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def evaluate(

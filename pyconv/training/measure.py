@@ -6,6 +6,7 @@ else the machine does falls on both.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,7 +139,9 @@ def _profile(step: Callable[[int], None], names: tuple[str, ...]) -> dict[str, f
     Shares, because profiling slows a step a little, and the machine may be busier now than it was before.
     """
     totals: dict[str, float] = dict.fromkeys(names, 0.0)
-    # The profiler without Kineto: it sees all that runs on a CPU, starts faster and prints nothing.
+    # Kineto writes a line to standard error at each start and stop, unless told not to before its first use.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # The profiler without Kineto sees all that runs on a CPU, and starts faster.
     with torch.autograd.profiler.profile(use_kineto=False) as profiler:
         started = time.perf_counter()
         for number in range(_PROFILED):

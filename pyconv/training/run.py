@@ -21,7 +21,7 @@ from torch import nn
 
 from pyconv.data import ImageData, load
 from pyconv.data.module import ImageDataModule
-from pyconv.errors import RunError
+from pyconv.errors import Interrupted, RunError
 from pyconv.models import build
 from pyconv.training import figures, process, report, weights
 from pyconv.training.config import TrainConfig
@@ -32,6 +32,7 @@ from pyconv.training.evaluation import (
     Evaluation,
     card_for,
     evaluate_network,
+    read_checkpoint,
 )
 from pyconv.training.measure import measure
 from pyconv.training.module import HISTORY, Classifier
@@ -102,6 +103,24 @@ class _Log(Callback):
             )
 
 
+class _Checkpoints(ModelCheckpoint):
+    """Lightning's checkpoints, in a run folder that may be moved between two sessions."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            {
+                **state_dict,
+                "dirpath": self.dirpath,
+                **{name: here(state_dict[name]) for name in names},
+                "best_k_models": {here(path): score for path, score in state_dict["best_k_models"].items()},
+            }
+        )
+
+
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """Write ``history.csv`` under a temporary name, then rename it."""
     text = io.StringIO()
@@ -147,6 +166,7 @@ def fit(
         UsageError, DataError: before anything is written.
         RunError: if the folder exists or cannot be written.
         TrainingError: if a loss is not finite; the folder then holds the epochs before.
+        Interrupted: on Ctrl-C, likewise.
     """
     config.check()
     folder = out or default_folder(config)
@@ -167,6 +187,7 @@ def resume(
 
     Raises:
         RunError: naming the file, if the folder holds no run, or the run is finished.
+        TrainingError, Interrupted: as :func:`fit`.
     """
     if not folder.is_dir():
         raise RunError(f"--resume: {folder} is no run folder")
@@ -177,19 +198,13 @@ def resume(
     checkpoint = folder / LAST
     if not checkpoint.is_file():
         raise RunError(f"{checkpoint}: no such file: the run ended before its first epoch did; start it anew")
-    done = _epochs_done(checkpoint)
-    if done >= config.epochs:
+    done = len(read_checkpoint(checkpoint)["history"])
+    # One that was interrupted after its last epoch still gets its figures and report.
+    if done >= config.epochs and (folder / "report.md").exists():
         raise RunError(f"--resume: {folder} has all of its {done} epochs; a larger --epochs goes on")
     data = load(config.data, Path(config.data_dir), config.image_size, say)
     say(f"resuming {folder} after epoch {done} of {config.epochs}")
     return _run(config, data, folder, checkpoint, say, stop_after)
-
-
-def _epochs_done(checkpoint: Path) -> int:
-    try:
-        return len(torch.load(checkpoint, map_location="cpu", weights_only=True)["history"])
-    except Exception as error:  # torch.load raises pickle, zip, end-of-file and runtime errors for bad files
-        raise RunError(f"{checkpoint}: not a whole checkpoint ({str(error).splitlines()[0][:120]})") from None
 
 
 def _run(
@@ -251,7 +266,7 @@ def _train(
 ) -> _Log:
     bar = sys.stdout.isatty()
     log = _Log(folder, card, None if bar else say)
-    keep = ModelCheckpoint(
+    keep = _Checkpoints(
         dirpath=folder / CHECKPOINTS,
         filename="best",
         monitor="val_accuracy",
@@ -281,7 +296,13 @@ def _train(
     try:
         trainer.fit(module, module_data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt from None
+        done = len(module.history)
+        way = (
+            f"`pyconv train --resume {folder}` goes on after epoch {done}"
+            if done
+            else f"no epoch was whole, so there is nothing to resume in {folder}"
+        )
+        raise Interrupted(f"interrupted in step {trainer.global_step}; {way}") from None
     return log
 
 
