@@ -1,7 +1,8 @@
 """The lecture's worked examples, on every kernel of the table that can do them.
 
-They come from the lecture on convolutional networks that pyconv makes work: one 3x3 filter on a 5x5
-image, the volumes of a layer, its number of weights, stride and padding, and what max-pooling does to a shifted image.
+They come from the lecture on convolutional networks that pyconv makes work: one 3x3 filter on a 5x5 image,
+the volumes of a layer, its number of weights, stride and padding, and what max-pooling does to a shifted
+image.
 """
 
 from __future__ import annotations

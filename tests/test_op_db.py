@@ -2,8 +2,8 @@
 
 ``torch.testing._internal.common_methods_invocations.op_db`` holds the samples and the wrong calls that
 torch tests its operators with. The samples of ``nn.functional.conv2d`` and ``nn.functional.max_pool2d`` run
-here on pyconv; torch's own answer is the expectation. The counts of run, skipped and unsupported samples are printed at
-the end of the run.
+here on pyconv; torch's own answer is the expectation. The counts of run, skipped and unsupported samples
+are printed at the end of the run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 //
 // nchw: one index per filter k; each of its n rows of P*Q elements is contiguous.
 // nhwc: one index per vector of filters; the sum walks down the N*P*Q rows.
-// Sums are kept per chunk of kChunk elements and added chunk by chunk, so the rounding error grows with
+// Sums are kept per chunk and added chunk by chunk, so the rounding error grows with
 // the number of chunks and not with the number of elements, and the order depends on the problem alone.
 #include "common/simd.h"
 
@@ -10,7 +10,8 @@ namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
 
-constexpr int64_t kChunk = 512;  // elements of one partial sum: a few times the vectors in flight
+constexpr int64_t kChunk = 512;     // nchw: elements of one partial sum, shared by all lanes
+constexpr int64_t kChunkRows = 32;  // nhwc: rows of one partial sum, since there each lane is a sum of its own
 
 template <class T>
 T sum_row(const T* row, int64_t count) {
@@ -44,8 +45,8 @@ void nhwc(const Conv2dProblem& problem, const T* dy, T* db) {
     const int64_t k = block * kLanes<T>;
     const int count = int(problem.k - k < kLanes<T> ? problem.k - k : kLanes<T>);
     Vec<T> total = {};
-    for (int64_t begin = 0; begin < rows; begin += kChunk) {
-      const int64_t end = begin + kChunk < rows ? begin + kChunk : rows;
+    for (int64_t begin = 0; begin < rows; begin += kChunkRows) {
+      const int64_t end = begin + kChunkRows < rows ? begin + kChunkRows : rows;
       Vec<T> partial = {};
       for (int64_t row = begin; row < end; ++row) {
         const T* from = dy + row * problem.k + k;

@@ -34,7 +34,7 @@ struct NchwConfig {
   static constexpr int kNarrowMr = kVectorRegisters == 32 ? 6 : 2;
   static constexpr int kNarrowVectors = 4;
   static constexpr int64_t kTileLanes = kNarrowVectors * kLanes<T>;  // most pixels of a tile
-  static constexpr int64_t kChain = 512;             // products per partial sum: rounding errors stay short
+  static constexpr int64_t kChain = 128;             // products per partial sum: rounding errors stay short
   static constexpr int64_t kInputBytes = 512 << 10;  // input panel of a unit: half of a 1 MiB L2
   // A copy of the input costs a unit about what 4 channels of output cost.
   static constexpr int64_t kLeastPanels = (64 + kMr - 1) / kMr;

@@ -8,8 +8,8 @@
 // filled from one rectangle over several images. So no padding is read, stored or multiplied: border pixels cost
 // less than inner ones, and an infinite weight outside the image spoils nothing.
 //
-// Order of every sum: blocks of input channels; within one, tap rows, tap columns, channels; then bias or the
-// blocks before are added.
+// Order of every sum: blocks of input channels; within one, tap rows, tap columns, channels, in partial sums of
+// about kChain products added one after the other; then bias or the blocks before are added.
 #pragma once
 #include "direct_pack.h"
 
@@ -28,6 +28,7 @@ struct NhwcConfig {
 #endif
   static constexpr int kVectors = 2;
   static constexpr int64_t kNr = kVectors * kLanes<T>;
+  static constexpr int64_t kChain = 128;             // products added one after the other (direct_nchw.h)
   static constexpr int64_t kPanelBytes = 320 << 10;  // one panel's block of weights: a third of a 1 MiB L2
   static constexpr int64_t kInputBytes = 384 << 10;  // the input pixels of a unit: another third
 };
@@ -82,6 +83,9 @@ template <class T, int kPixels, int kVectors>
 void nhwc_tile(const T* x, const T* w, const Taps& taps, const Pixels<T>& pixels, int valid, T* y,
                const Epilogue<T>& epilogue) {
   Vec<T> acc[kPixels][kVectors] = {};
+  Vec<T> total[kPixels][kVectors];  // of the partial sums before; in memory, touched once per kChain products
+  int64_t chain = 0;                // products in acc
+  bool folded = false;              // total holds something
   int64_t in[kPixels];
 #pragma GCC unroll 16
   for (int m = 0; m < kPixels; ++m) in[m] = pixels.in[m];
@@ -90,18 +94,38 @@ void nhwc_tile(const T* x, const T* w, const Taps& taps, const Pixels<T>& pixels
     const T* w_run = w + row * taps.w_row_step;
     for (int64_t col = 0; col < taps.cols; ++col) {
       const T* x_run = x + row * taps.x_row_step + col * taps.x_col_step;
-      for (const T* x_end = x_run + taps.run; x_run < x_end; ++x_run, w_run += kVectors * kLanes<T>) {
-        Vec<T> weights[kVectors];
+      for (int64_t left = taps.run; left > 0;) {
+        const int64_t count = std::min(left, NhwcConfig<T>::kChain - chain);
+        for (const T* x_end = x_run + count; x_run < x_end; ++x_run, w_run += kVectors * kLanes<T>) {
+          Vec<T> weights[kVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) weights[v] = load(w_run + v * kLanes<T>);
+          for (int v = 0; v < kVectors; ++v) weights[v] = load(w_run + v * kLanes<T>);
+#pragma GCC unroll 16
+          for (int m = 0; m < kPixels; ++m) {
+            const Vec<T> value = broadcast(x_run[in[m]]);
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) acc[m][v] += value * weights[v];
+          }
+        }
+        left -= count, chain += count;
+        if (chain < NhwcConfig<T>::kChain) break;
 #pragma GCC unroll 16
         for (int m = 0; m < kPixels; ++m) {
-          const Vec<T> value = broadcast(x_run[in[m]]);
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) acc[m][v] += value * weights[v];
+          for (int v = 0; v < kVectors; ++v) {
+            total[m][v] = folded ? total[m][v] + acc[m][v] : acc[m][v];
+            acc[m][v] = Vec<T>{};
+          }
         }
+        chain = 0, folded = true;
       }
     }
+  }
+  if (folded) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kPixels; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) acc[m][v] += total[m][v];
   }
 
 #pragma GCC unroll 2

@@ -245,7 +245,9 @@ inline void store_places(int32_t* to, const Places<T>& places, int count) {
     if constexpr (sizeof(T) == 4) {
       _mm512_mask_storeu_epi32(to, __mmask16((1u << count) - 1), (__m512i)narrow);
     } else {
-      _mm256_mask_storeu_epi32(to, __mmask8((1u << count) - 1), (__m256i)narrow);
+      // Narrowing and storing at once: GCC would fuse the two into a VEXTRACTI32X8 to memory, which faults on
+      // lanes that its mask leaves out.
+      _mm512_mask_cvtepi64_storeu_epi32(to, __mmask8((1u << count) - 1), (__m512i)places);
     }
 #else
     for (int lane = 0; lane < count; ++lane) to[lane] = narrow[lane];

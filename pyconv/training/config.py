@@ -117,7 +117,7 @@ class TrainConfig:
 #: What differs from :class:`TrainConfig`'s own defaults, for each kind of data. Chosen on validation images.
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {"model": "convnet-tiny", "epochs": 20, "batch_size": 64},
-    "fashion-mnist": {"model": "convnet-small", "epochs": 12, "lr": 0.1, "validation": 0.05},
+    "fashion-mnist": {"model": "convnet-small", "epochs": 12, "layout": "nhwc", "validation": 0.05},
     "cifar10": {"model": "convnet-medium", "epochs": 20, "lr": 0.2, "validation": 0.05},
     "folder": {"model": "convnet-medium", "epochs": 30, "batch_size": 64},
 }
