@@ -8,9 +8,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
+#include <deque>
+#include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "common/library.h"
@@ -149,6 +153,22 @@ Tensor launch(const std::string& name, const Conv2dProblem& problem, const Tenso
   return out;
 }
 
+std::optional<Tensor> dense_bias(const std::optional<Tensor>& bias, const Conv2dProblem& problem) {
+  if (!bias) return std::nullopt;
+  STD_TORCH_CHECK(
+      bias->dim() == 1 && bias->size(0) == problem.k && bias->is_cpu() && dtype_of(*bias) == problem.dtype,
+      "pyconv: bias must be a CPU tensor of shape [", problem.k, "] with the dtype of x");
+  return bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+}
+
+Tensor make_vector(int64_t size, const Tensor& like) {
+  const int64_t step = 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &step, aoti_dtype(like), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 Tensor conv2d_fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, Ints stride, Ints padding,
                     Ints dilation, int64_t groups, bool channels_last, std::string kernel) {
   STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "pyconv: x and w must be 4-D");
@@ -209,11 +229,7 @@ Tensor conv2d_bgrad(const Tensor& dy, bool channels_last, std::string kernel) {
                               1,
                               dtype_of(dy),
                               channels_last ? pyconv::kNhwc : pyconv::kNchw};
-  const int64_t size = problem.k, step = 1;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(1, &size, &step, aoti_dtype(dy), aoti_torch_device_type_cpu(), 0, &handle));
-  return launch(kernel, problem, dy, nullptr, nullptr, Tensor(handle));
+  return launch(kernel, problem, dy, nullptr, nullptr, make_vector(problem.k, dy));
 }
 
 // ---- max_pool2d --------------------------------------------------------------------------------------
@@ -317,9 +333,113 @@ Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, Ints window, Int
   launch(kernel, problem, x, &argmax, out, nullptr);
   return out;
 }
+// ---- Bound launches ------------------------------------------------------------------------------------
+//
+// A call from Python spends more on handing over lists of integers than a small convolution takes. So Python binds
+// a kernel to a problem once, and from then on passes the number it got for them.
+
+struct Bound {
+  std::string kernel;
+  std::string pass;  // the second word of the kernel's name
+  Conv2dProblem conv2d;
+  Pool2dProblem pool2d;
+};
+
+std::shared_mutex bound_mutex;
+std::deque<Bound> bound;                           // its elements never move
+std::unordered_map<std::string, int64_t> numbers;  // kernel and problem, as bytes -> index into bound
+
+template <class Problem>
+int64_t bind(const char* kernel, const Problem& problem, Problem Bound::* member) {
+  std::string key(kernel);
+  key.push_back('\0');
+  key.append(reinterpret_cast<const char*>(&problem), sizeof problem);
+  const std::unique_lock<std::shared_mutex> lock(bound_mutex);
+  const auto [entry, is_new] = numbers.emplace(std::move(key), static_cast<int64_t>(bound.size()));
+  if (is_new) {
+    Bound added{kernel, "", {}, {}};
+    const size_t dot = added.kernel.find('.') + 1;
+    added.pass = added.kernel.substr(dot, added.kernel.find('.', dot) - dot);
+    added.*member = problem;
+    bound.push_back(added);
+  }
+  return entry->second;
+}
+
+const Bound& bound_at(int64_t number) {
+  const std::shared_lock<std::shared_mutex> lock(bound_mutex);
+  STD_TORCH_CHECK(number >= 0 && number < static_cast<int64_t>(bound.size()), "pyconv: no bound launch ", number);
+  return bound[number];
+}
+
+void check_sizes(const Tensor& tensor, const int64_t* sizes, const char* what) {
+  bool equal = tensor.dim() == 4;
+  for (int axis = 0; equal && axis < 4; ++axis) equal = tensor.size(axis) == sizes[axis];
+  STD_TORCH_CHECK(equal, "pyconv: ", what, " does not have the shape [", sizes[0], ", ", sizes[1], ", ", sizes[2],
+                  ", ", sizes[3], "] that this launch was bound to");
+}
+
+Tensor conv2d_bound(const Tensor& a, std::optional<Tensor> b, std::optional<Tensor> bias, int64_t number) {
+  const Bound& launch_of = bound_at(number);
+  const Conv2dProblem& problem = launch_of.conv2d;
+  const std::string& pass = launch_of.pass;
+  const int64_t x[4] = {problem.n, problem.c, problem.h, problem.w};
+  const int64_t w[4] = {problem.k, problem.group_c(), problem.r, problem.s};
+  const int64_t y[4] = {problem.n, problem.k, problem.p(), problem.q()};
+  const bool reads_y = pass == "dgrad" || pass == "bgrad";
+  check_sizes(a, reads_y ? y : x, reads_y ? "dy" : "x");
+  STD_TORCH_CHECK(dtype_of(a) == problem.dtype, "pyconv: the dtype is not the one this launch was bound to");
+  if (pass == "bgrad") return launch(launch_of.kernel, problem, a, nullptr, nullptr, make_vector(problem.k, a));
+  STD_TORCH_CHECK(b.has_value(), "pyconv: ", launch_of.kernel, " takes two operands");
+  check_sizes(*b, pass == "wgrad" ? y : w, pass == "wgrad" ? "dy" : "w");
+  const std::optional<Tensor> bias_dense = dense_bias(bias, problem);
+  const int64_t* out = pass == "fprop" ? y : pass == "dgrad" ? x : w;
+  return launch(launch_of.kernel, problem, a, &*b, bias_dense ? bias_dense->const_data_ptr() : nullptr,
+                make(out, problem.layout, aoti_dtype(a)));
+}
+
+// fprop and fprop_argmax take x, dgrad dy and argmax, gather x and argmax.
+const Bound& checked_pool2d(const Tensor& a, int64_t number) {
+  const Bound& launch_of = bound_at(number);
+  const Pool2dProblem& problem = launch_of.pool2d;
+  const bool reads_y = launch_of.pass == "dgrad";
+  const int64_t x[4] = {problem.n, problem.c, problem.h, problem.w};
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  check_sizes(a, reads_y ? y : x, reads_y ? "dy" : "x");
+  STD_TORCH_CHECK(dtype_of(a) == problem.dtype, "pyconv: the dtype is not the one this launch was bound to");
+  return launch_of;
+}
+
+Tensor max_pool2d_bound(const Tensor& a, std::optional<Tensor> argmax, int64_t number) {
+  const Bound& launch_of = checked_pool2d(a, number);
+  const Pool2dProblem& problem = launch_of.pool2d;
+  const bool is_dgrad = launch_of.pass == "dgrad";
+  STD_TORCH_CHECK(launch_of.pass != "fprop_argmax", "pyconv: fprop_argmax has an operator of its own");
+  STD_TORCH_CHECK(argmax.has_value() == (launch_of.pass != "fprop"), "pyconv: ", launch_of.kernel,
+                  argmax ? " takes no argmax" : " takes an argmax");
+  const int64_t out_sizes[4] = {problem.n, problem.c, is_dgrad ? problem.h : problem.p(),
+                                is_dgrad ? problem.w : problem.q()};
+  Tensor out = make(out_sizes, problem.layout, aoti_dtype(a));
+  launch(launch_of.kernel, problem, a, argmax ? &*argmax : nullptr, out, nullptr);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> max_pool2d_argmax_bound(const Tensor& x, int64_t number) {
+  const Bound& launch_of = checked_pool2d(x, number);
+  const Pool2dProblem& problem = launch_of.pool2d;
+  STD_TORCH_CHECK(launch_of.pass == "fprop_argmax", "pyconv: ", launch_of.kernel, " returns no argmax");
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  Tensor out = make(y, problem.layout, aoti_dtype(x));
+  Tensor argmax = make(y, problem.layout, aoti_torch_dtype_int32());
+  launch(launch_of.kernel, problem, x, nullptr, out, &argmax);
+  return {out, argmax};
+}
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, library) {
+  library.impl("conv2d_bound", TORCH_BOX(&conv2d_bound));
+  library.impl("max_pool2d_bound", TORCH_BOX(&max_pool2d_bound));
+  library.impl("max_pool2d_argmax_bound", TORCH_BOX(&max_pool2d_argmax_bound));
   library.impl("conv2d_fprop", TORCH_BOX(&conv2d_fprop));
   library.impl("conv2d_dgrad", TORCH_BOX(&conv2d_dgrad));
   library.impl("conv2d_wgrad", TORCH_BOX(&conv2d_wgrad));
@@ -351,6 +471,13 @@ PYCONV_API const char* pyconv_kernels() {
   std::vector<std::string> names;
   for (const CpuKernel* kernel : pyconv::active_kernels()) names.push_back(kernel->name);
   return joined(names);
+}
+// The number that the *_bound operators take for this kernel and problem. Equal calls give equal numbers.
+PYCONV_API int64_t pyconv_bind_conv2d(const char* kernel, const Conv2dProblem* problem) {
+  return bind(kernel, *problem, &Bound::conv2d);
+}
+PYCONV_API int64_t pyconv_bind_pool2d(const char* kernel, const Pool2dProblem* problem) {
+  return bind(kernel, *problem, &Bound::pool2d);
 }
 // Bytes of workspace the kernel would ask for now, or -1 if there is no such kernel.
 PYCONV_API int64_t pyconv_conv2d_workspace(const char* name, const Conv2dProblem* problem) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pyconv._checkout
+import pyconv._checkout  # noqa: F401
 from pyconv import functional, nn
 from pyconv._version import __version__
 from pyconv.functional import conv2d, max_pool2d

@@ -1,4 +1,4 @@
-"""Finds ``pyconv.kernels`` in a checkout that is not installed, where ``kernels/`` stands beside ``pyconv/``."""
+"""Finds ``pyconv.kernels`` in a checkout that is not installed: there ``kernels/`` is beside ``pyconv/``."""
 
 from pathlib import Path
 

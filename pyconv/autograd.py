@@ -28,6 +28,7 @@ from torch.autograd.function import Function
 
 from pyconv import ops
 from pyconv.plan import Plan
+from pyconv.problem import Conv2dProblem
 
 
 class Form(Protocol):
@@ -50,6 +51,13 @@ def _pass_into(form: Form, slot: str, known: dict[str, Tensor]) -> Tensor:
     first, second, _ = _SLOTS[pass_]
     operands: tuple[Tensor | None, ...] = (known[first], known[second])
     return form(pass_, *operands, None) if pass_ == "fprop" else form(pass_, *operands)  # type: ignore[no-any-return]
+
+
+def _named(function: type[Function], name: str) -> type[Function]:
+    """Gives the Function, and the node that stands for it in a graph, the name people will see."""
+    function.__name__ = function.__qualname__ = name
+    function._backward_cls.__name__ = f"{name}Backward"
+    return function
 
 
 def _pass_function(pass_: str) -> type[Function]:
@@ -99,8 +107,7 @@ def _pass_function(pass_: str) -> type[Function]:
                 terms.append(dbias[0].view(1, -1, 1, 1).expand(ctx.shape))
             return sum(terms[1:], start=terms[0])
 
-    Pass.__name__ = Pass.__qualname__ = f"Conv2d{pass_.capitalize()}"
-    return Pass
+    return _named(Pass, f"Conv2d{pass_.capitalize()}")
 
 
 class _BiasGradient(Function):
@@ -165,8 +172,7 @@ def _linear_function(pass_: str, transpose: str) -> type[Function]:
             (argmax,) = ctx.saved_tensors
             return ctx.form(pass_, da, argmax)  # type: ignore[no-any-return]
 
-    ByArgmax.__name__ = ByArgmax.__qualname__ = f"MaxPool2d{pass_.capitalize()}"
-    return ByArgmax
+    return _named(ByArgmax, f"MaxPool2d{pass_.capitalize()}")
 
 
 def _single_level(function: type[Function]) -> Callable[..., Any]:
@@ -184,13 +190,20 @@ POOL2D_FUNCTIONS = {
 }
 
 
+_is_grad_enabled = torch.is_grad_enabled
+
+
 def is_differentiated(*tensors: Any) -> bool:
     """Whether a call on these tensors must be recorded, in reverse or in forward mode."""
-    if torch.is_grad_enabled():
+    if _is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
     return forward_ad._current_level >= 0
+
+
+_FORWARD = ("fprop", "fprop_argmax")
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 # ---- Eager: the kernels of a plan ------------------------------------------------------------------------
@@ -199,14 +212,35 @@ def is_differentiated(*tensors: Any) -> bool:
 class Eager:
     """The form over a plan's kernels, for plain tensors and no active mode."""
 
-    __slots__ = ("_functions", "_runs", "plan")
+    __slots__ = ("_functions", "_registered", "_runs", "plan")
 
-    def __init__(self, plan: Plan, functions: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._functions = functions
         self._runs: dict[str, Callable[..., Any]] = {}
+        problem = plan.problem
+        where = (
+            (problem.stride_h, problem.stride_w),
+            problem.padding,
+            (problem.dilation_h, problem.dilation_w),
+        )
+        channels_last = problem.layout == "nhwc"
+        size = (problem.h, problem.w)
+        self._registered: Form
+        if isinstance(problem, Conv2dProblem):
+            self._functions = CONV2D_FUNCTIONS
+            rest = (*where, problem.groups, channels_last)
+            self._registered = Conv2dRegistered(size, (problem.r, problem.s), rest)
+        else:
+            self._functions = POOL2D_FUNCTIONS
+            window = ((problem.r, problem.s), *where, problem.ceil_mode, channels_last)
+            self._registered = Pool2dRegistered(size, window)
 
     def __call__(self, pass_: str, *tensors: Tensor | None) -> Any:
+        if pass_ not in _FORWARD:
+            for tensor in tensors:
+                # autograd.grad(..., is_grads_batched=True) hands its batch to a backward in this disguise.
+                if _is_batched(tensor):  # type: ignore[arg-type]
+                    return self._registered(pass_, *tensors)
         if not is_differentiated(*tensors):
             return self.plan.launch(pass_, *tensors)
         run = self._runs.get(pass_)

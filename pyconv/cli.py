@@ -117,6 +117,45 @@ def predict(
         _say(f"{answer.path}: {ranked}")
 
 
+@app.command("kernels")
+def list_kernels(
+    operation: Annotated[str | None, typer.Argument(help="conv2d or maxpool2d; all if left out.")] = None,
+) -> None:
+    """The table of kernels: what each computes, for what, and what it promises."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pyconv.errors import unknown
+    from pyconv.registry import PASSES, kernels
+    from pyconv.tables import HEADER, row
+
+    if operation not in (None, *PASSES):
+        raise unknown("OPERATION", str(operation), PASSES)
+    table = Table(*HEADER, box=None, pad_edge=False)
+    for kernel in kernels(operation):
+        table.add_row(*row(kernel))
+    # A pipe or file gets whole lines whatever the width of the terminal.
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    console.print(table)
+
+
+@app.command()
+def explain(
+    problem: Annotated[str, typer.Argument(help="Such as 'conv2d n8c64h56w56 k64r3s3 st1 pd1 f32 nchw'.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Which kernel runs each pass of a problem, and why each of the others does not."""
+    from pyconv.errors import UsageError
+    from pyconv.problem import parse_problem
+    from pyconv.tables import explanation
+
+    try:
+        parsed = parse_problem(problem)
+    except ValueError as error:
+        raise UsageError(f"PROBLEM: {error}") from None
+    _say(explanation(parsed, device))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
 

@@ -9,7 +9,8 @@ operator as they are: pyconv has no kernels for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from pyconv import ops
-from pyconv.autograd import CONV2D_FUNCTIONS, POOL2D_FUNCTIONS, Eager
+from pyconv.autograd import Eager, is_differentiated
 from pyconv.plan import MOST_REMEMBERED, plan_for
-from pyconv.problem import DTYPE_NAMES
-from pyconv.selection import forced
+from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem
+from pyconv.selection import forced as _forced
 
 IntOrPair = int | Sequence[int]
 Padding = int | Sequence[int] | str
@@ -35,38 +36,53 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._is_tracing
+_autocast_enabled = torch.is_autocast_enabled
+
+
+def _intercepted() -> bool:
+    """Whether a mode, a transform or a tracer stands between the call and the kernels."""
+    return bool(_functorch_active() or _dispatch_modes() or _function_modes() or _is_tracing())
 
 
 def _is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing stands between the call and the kernels: no subclass, mode, transform or tracer."""
-    if _functorch_active() or _dispatch_modes() or _function_modes() or _is_tracing():
-        return False
-    for tensor in tensors:
-        if tensor is not None and type(tensor) not in _PLAIN:
-            return False
-    return True
+    """Whether the kernels can be called straight: nothing intercepts, no subclass, and data to work on."""
+    return not _intercepted() and all(
+        tensor is None or (type(tensor) in _PLAIN and not tensor.is_meta) for tensor in tensors
+    )
 
 
 def _autocasts(device_type: str) -> bool:
     # is_autocast_enabled raises for kinds of device that have no autocast, such as meta.
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.amp.is_autocast_available(device_type) and _autocast_enabled(device_type)
 
 
 # ---- Arguments, with torch's errors ------------------------------------------------------------------------
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+def _as_int(value: Any) -> int | None:
+    """An integer, also one of numpy's or a tensor of one integer; ``None`` for anything else."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or (isinstance(value, Tensor) and (value.dim() or value.dtype == torch.bool)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _ints(function: str, name: str, value: Any) -> tuple[int, ...]:
     """``value`` as a tuple of integers, whether it was one integer or a sequence."""
-    if _is_int(value):
-        return (value,)
-    if isinstance(value, Sequence) and not isinstance(value, str) and all(_is_int(v) for v in value):
-        return tuple(value)
-    kind = type(value).__name__
-    raise TypeError(f"{function}(): argument '{name}' must be tuple of ints, not {kind} ({value!r})")
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    found = [_as_int(item) for item in (value if several else (value,))]
+    integers = tuple(item for item in found if item is not None)
+    if len(integers) < len(found):
+        kind = type(value).__name__
+        raise TypeError(f"{function}(): argument '{name}' must be tuple of ints, not {kind} ({value!r})")
+    for item in integers:
+        if isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise ValueError(f"{function}(): argument '{name}' = {item} does not fit 64 bits")
+    return integers
 
 
 def _conv_pair(name: str, value: Any) -> tuple[int, int]:
@@ -109,8 +125,6 @@ def _check_conv_operands(x: Tensor, w: Tensor, bias: Tensor | None, groups: int)
     for name, tensor in (("input", x), ("weight", w), ("bias", bias)):
         if not isinstance(tensor, Tensor) and not (name == "bias" and tensor is None):
             raise TypeError(f"conv2d(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
-    if not _is_int(groups):
-        raise TypeError(f"conv2d(): argument 'groups' must be int, not {type(groups).__name__}")
     if groups <= 0:
         raise RuntimeError("non-positive groups is not supported")
     if x.dim() not in (3, 4):
@@ -201,7 +215,7 @@ def _prefers_channels_last(*tensors: Tensor) -> bool:
     return any(_is_channels_last(tensor.shape, tensor.stride()) for tensor in tensors)
 
 
-# ---- conv2d --------------------------------------------------------------------------------------------------
+# ---- conv2d ------------------------------------------------------------------------------------------
 
 
 def conv2d(
@@ -238,21 +252,27 @@ def conv2d(
     """
     if _is_compiling():
         return _conv2d(input, weight, bias, stride, padding, dilation, groups)
-    key: Any = None
-    form: Eager | None = None
     try:
-        key = (
+        key: Any = (
             input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype,
-            input.device, weight.device,
-            None if bias is None else (bias.shape, bias.dtype, bias.device),
-            stride, padding, dilation, groups, forced(),
+            input.device, weight.device, None if bias is None else (bias.shape, bias.dtype, bias.device),
+            stride, padding, dilation, groups, _forced(),
+            # 1 == True == 1.0, and only the first is right
+            type(stride), type(padding), type(dilation), type(groups),
         )  # fmt: skip
         form = _plans.get(key)
     except (AttributeError, TypeError):  # not a tensor, or a list where a tuple could stand
-        key = None
-    if form is not None and _is_plain(input, weight, bias) and not _autocasts(input.device.type):
-        return form("fprop", input, weight, bias)  # type: ignore[no-any-return]
-    return _conv2d(input, weight, bias, stride, padding, dilation, groups, key)
+        return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if (
+        form is None
+        or _intercepted()
+        or type(input) not in _PLAIN
+        or type(weight) not in _PLAIN
+        or (bias is not None and type(bias) not in _PLAIN)
+        or _autocast_enabled(form.plan.device_type)
+    ):
+        return _conv2d(input, weight, bias, stride, padding, dilation, groups, key)
+    return form("fprop", input, weight, bias)  # type: ignore[no-any-return]
 
 
 def _conv2d(
@@ -272,12 +292,17 @@ def _conv2d(
         )
     if isinstance(input, Tensor) and _autocasts(input.device.type):
         return _autocast_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    one_groups = _as_int(groups)
+    if one_groups is None:
+        raise TypeError(f"conv2d(): argument 'groups' must be int, not {type(groups).__name__}")
+    groups = one_groups
     _check_conv_operands(input, weight, bias, groups)
     pair_stride, pair_dilation = _conv_pair("stride", stride), _conv_pair("dilation", dilation)
     sides = _conv_padding(padding, weight.shape[2:], pair_stride, pair_dilation)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     _check_conv_sizes(x.shape, weight.shape, bias, pair_stride, sides, pair_dilation, groups)
-    if input.dtype not in DTYPE_NAMES or input.layout != torch.strided:
+    no_kernel = input.dtype not in DTYPE_NAMES or {input.layout, weight.layout} != {torch.strided}
+    if no_kernel or 0 in x.shape[1:]:  # torch has an answer of its own to images and channels of no size
         return _aten_conv2d(input, weight, bias, pair_stride, sides, pair_dilation, groups)
     channels_last = _prefers_channels_last(x, weight)
     if _is_compiling() or not _is_plain(input, weight, bias):
@@ -285,13 +310,51 @@ def _conv2d(
             x, weight, bias, pair_stride, sides, pair_dilation, groups, channels_last
         )
     else:
-        problem = ops.conv2d_problem(
-            x.shape, weight.shape, pair_stride, sides, pair_dilation, groups, channels_last, x.dtype
+        problem = _described(
+            ops.conv2d_problem,
+            x.shape,
+            weight.shape,
+            pair_stride,
+            sides,
+            pair_dilation,
+            groups,
+            channels_last,
+            x.dtype,
         )
-        form = Eager(plan_for(problem, x.device.type), CONV2D_FUNCTIONS)
+        form = Eager(plan_for(problem, x.device.type))
         _remember(key if input.dim() == 4 else None, form)
         y = form("fprop", x, weight, bias)
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def conv2d_problem(layer: torch.nn.Conv2d, input: Tensor) -> Conv2dProblem:
+    """The problem that a convolution layer (with padding mode ``zeros``) poses for an input."""
+    stride, dilation = _conv_pair("stride", layer.stride), _conv_pair("dilation", layer.dilation)
+    weight = layer.weight
+    sides = _conv_padding(layer.padding, weight.shape[2:], stride, dilation)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    channels_last = _prefers_channels_last(x, weight)
+    return ops.conv2d_problem(
+        x.shape, weight.shape, stride, sides, dilation, layer.groups, channels_last, x.dtype
+    )
+
+
+def max_pool2d_problem(layer: torch.nn.MaxPool2d, input: Tensor) -> Pool2dProblem:
+    """The problem that a max-pooling layer poses for an input."""
+    window = _pool_pair("kernel_size", layer.kernel_size)
+    stride = _pool_pair("stride", layer.stride)
+    sides, dilation = _pool_padding(layer.padding), _pool_pair("dilation", layer.dilation)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    return ops.pool2d_problem(
+        x.shape, window, stride, sides, dilation, layer.ceil_mode, _prefers_channels_last(x), x.dtype
+    )
+
+
+def _described(describe: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return describe(*arguments)
+    except ValueError as error:  # torch's type for sizes that no tensor can have
+        raise RuntimeError(str(error)) from None
 
 
 def _remember(key: Any, form: Eager) -> None:
@@ -330,13 +393,18 @@ def _aten_conv2d(
     return F.conv2d(F.pad(input, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
 
 
-# ---- max_pool2d ------------------------------------------------------------------------------------------------
+# ---- max_pool2d --------------------------------------------------------------------------------------
 
 
 def _pool_pair(name: str, value: Any) -> tuple[int, int]:
     values = _ints("max_pool2d", name, value)
     if len(values) not in (1, 2):
-        raise RuntimeError(f"max_pool2d: {name} must either be a single int, or a tuple of two ints")
+        accepted = {
+            "kernel_size": "must either be a single int, or a tuple of two ints",
+            "stride": "must either be omitted, a single int, or a tuple of two ints",
+            "dilation": "must be either a single int, or a tuple of two ints",
+        }
+        raise RuntimeError(f"max_pool2d: {name} {accepted[name]}")
     return values[0], values[-1]
 
 
@@ -354,58 +422,52 @@ def _pool_padding(value: Any) -> tuple[int, int, int, int]:
 
 
 def _check_pool(
-    input: Tensor,
+    shape: Sequence[int],
     window: tuple[int, int],
     stride: tuple[int, int],
     sides: tuple[int, int, int, int],
     dilation: tuple[int, int],
     ceil_mode: bool,
 ) -> None:
-    if min(window) <= 0:
-        raise RuntimeError(
-            f"kernel size should be greater than zero, but got kH: {window[0]} kW: {window[1]}"
-        )
+    """torch's checks, in torch's order: the first that fails is the one a user sees."""
+    if len(shape) not in (3, 4):
+        raise RuntimeError("non-empty 3D or 4D (batch mode) tensor expected for input")
     if 0 in stride:
         raise RuntimeError("stride should not be zero")
-    if min(stride) < 0:
-        raise RuntimeError(f"stride should be greater than zero, but got dH: {stride[0]} dW: {stride[1]}")
-    if min(dilation) <= 0:
-        raise RuntimeError(
-            f"dilation should be greater than zero, but got dilationH: {dilation[0]} dilationW: {dilation[1]}"
-        )
-    shape = input.shape
-    # Only the batch may be empty.
-    if input.dim() not in (3, 4) or any(size == 0 for size in shape[-3:]):
+    widest = max(sides[:2]), max(sides[2:])
+    if min(sides) < 0:
+        raise RuntimeError(f"pad must be non-negative, but got pad: {min(sides)}")
+    for axis in (0, 1):
+        if widest[axis] > (dilation[axis] * (window[axis] - 1) + 1) // 2:
+            raise RuntimeError(
+                "pad should be at most half of effective kernel size, but got "
+                f"pad={widest[axis]}, kernel_size={window[axis]} and dilation={dilation[axis]}"
+            )
+    for name, letters, pair in (
+        ("kernel size", ("kH", "kW"), window),
+        ("stride", ("dH", "dW"), stride),
+        ("dilation", ("dilationH", "dilationW"), dilation),
+    ):
+        if min(pair) <= 0:
+            raise RuntimeError(
+                f"{name} should be greater than zero, but got {letters[0]}: {pair[0]} {letters[1]}: {pair[1]}"
+            )
+    if 0 in shape[-3:]:  # only the batch may be empty
         raise RuntimeError(
             "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
             f"but got:{list(shape)}"
         )
-    extents = []
-    for axis in (0, 1):
-        before, after = sides[2 * axis : 2 * axis + 2]
-        if min(before, after) < 0:
-            raise RuntimeError(f"pad must be non-negative, but got pad: {min(before, after)}")
-        if max(before, after) > (dilation[axis] * (window[axis] - 1) + 1) // 2:
-            raise RuntimeError(
-                "pad should be at most half of effective kernel size, but got "
-                f"pad={max(before, after)}, kernel_size={window[axis]} and dilation={dilation[axis]}"
-            )
-        extents.append(
-            ops.pool_extent(
-                shape[axis - 2], before, after, window[axis], stride[axis], dilation[axis], ceil_mode
-            )
-        )
-    for axis in (0, 1):
-        # torch compares the padding with half the window, not with half its dilated extent.
-        if max(sides[2 * axis : 2 * axis + 2]) > window[axis] // 2:
-            raise RuntimeError(
-                "pad should be smaller than or equal to half of kernel size, but got "
-                f"padW = {max(sides[2:])}, padH = {max(sides[:2])}, kW = {window[1]}, kH = {window[0]}"
-            )
-    if min(extents) < 1:
-        c, h, w = shape[-3:]
+    if widest[0] > window[0] // 2 or widest[1] > window[1] // 2:
         raise RuntimeError(
-            f"Given input size: ({c}x{h}x{w}). Calculated output size: ({c}x{extents[0]}x{extents[1]}). "
+            "pad should be smaller than or equal to half of kernel size, but got "
+            f"padW = {widest[1]}, padH = {widest[0]}, kW = {window[1]}, kH = {window[0]}"
+        )
+    c, h, w = shape[-3:]
+    p = ops.pool_extent(h, *sides[:2], window[0], stride[0], dilation[0], ceil_mode)
+    q = ops.pool_extent(w, *sides[2:], window[1], stride[1], dilation[1], ceil_mode)
+    if p < 1 or q < 1:
+        raise RuntimeError(
+            f"Given input size: ({c}x{h}x{w}). Calculated output size: ({c}x{p}x{q}). "
             "Output size is too small"
         )
 
@@ -444,26 +506,25 @@ def max_pool2d(
     """
     if _is_compiling():
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    key: Any = None
-    form: Eager | None = None
     try:
-        key = (
+        key: Any = (
             "pool", input.shape, input.stride(), input.dtype, input.device,
-            kernel_size, stride, padding, dilation, ceil_mode, forced(),
+            kernel_size, stride, padding, dilation, ceil_mode, _forced(),
+            type(kernel_size), type(stride), type(padding), type(dilation), type(ceil_mode),
         )  # fmt: skip
         form = _plans.get(key)
     except (AttributeError, TypeError):
-        key = None
-    if form is not None and _is_plain(input):
-        return _run_pool(form, input, return_indices)
-    return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, key)
+        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if form is None or _intercepted() or type(input) not in _PLAIN:
+        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, key)
+    return _run_pool(form, input, return_indices)
 
 
 def _run_pool(form: Eager, x: Tensor, return_indices: bool) -> Any:
     if return_indices:
         y, argmax = form("fprop_argmax", x)
         return y, argmax.long()
-    if x.requires_grad and torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
+    if is_differentiated(x):
         return form("fprop_argmax", x)[0]
     return form.plan.launch("fprop", x)
 
@@ -488,8 +549,10 @@ def _max_pool2d(
     has_stride = stride is not None and stride != [] and stride != ()
     pair_stride = _pool_pair("stride", stride) if has_stride else window
     sides, pair_dilation = _pool_padding(padding), _pool_pair("dilation", dilation)
-    ceil_mode = bool(ceil_mode)
-    _check_pool(input, window, pair_stride, sides, pair_dilation, ceil_mode)
+    if not isinstance(ceil_mode, bool):
+        kind = type(ceil_mode).__name__
+        raise TypeError(f"max_pool2d(): argument 'ceil_mode' must be bool, not {kind}")
+    _check_pool(input.shape, window, pair_stride, sides, pair_dilation, ceil_mode)
     if input.dtype not in DTYPE_NAMES or input.layout != torch.strided:
         return _aten_max_pool2d(input, window, pair_stride, sides, pair_dilation, ceil_mode, return_indices)
     x = input if input.dim() == 4 else input.unsqueeze(0)
@@ -502,10 +565,18 @@ def _max_pool2d(
         else:
             result = torch.ops.pyconv.max_pool2d.auto(*arguments)
     else:
-        problem = ops.pool2d_problem(
-            x.shape, window, pair_stride, sides, pair_dilation, ceil_mode, channels_last, x.dtype
+        problem = _described(
+            ops.pool2d_problem,
+            x.shape,
+            window,
+            pair_stride,
+            sides,
+            pair_dilation,
+            ceil_mode,
+            channels_last,
+            x.dtype,
         )
-        form = Eager(plan_for(problem, x.device.type), POOL2D_FUNCTIONS)
+        form = Eager(plan_for(problem, x.device.type))
         _remember(key if input.dim() == 4 else None, form)
         result = _run_pool(form, x, return_indices)
     if input.dim() == 4:

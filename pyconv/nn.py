@@ -1,7 +1,7 @@
 """``Conv2d`` and ``MaxPool2d``: torch's modules with pyconv's kernels inside.
 
-They are subclasses of torch's, so state dicts, initialisation, attributes, ``repr`` and ``isinstance`` are the
-same. Padding per side, ``(top, bottom, left, right)``, is an addition.
+They are subclasses of torch's, so state dicts, initialisation, attributes, ``repr`` and ``isinstance`` are
+the same. Padding per side, ``(top, bottom, left, right)``, is an addition.
 """
 
 from __future__ import annotations

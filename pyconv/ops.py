@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyconv.backends import cpu
 from pyconv.plan import plan_for
 from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem
 
@@ -44,6 +45,12 @@ for _name, (_arguments, _returns) in SCHEMAS.items():
     _tags = (torch.Tag.pt2_compliant_tag,)
     library.define(f"{_name}({_arguments}, str kernel) -> {_returns}", tags=_tags)
     library.define(f"{_name}.auto({_arguments}) -> {_returns}", tags=_tags)
+
+# How pyconv.backends.cpu launches: `bound` is the number of a kernel and a problem, which spares each call
+# the handing over of a dozen integers. They have no derivative and no fake, and no one else calls them.
+library.define("conv2d_bound(Tensor a, Tensor? b, Tensor? bias, int bound) -> Tensor")
+library.define("max_pool2d_bound(Tensor a, Tensor? argmax, int bound) -> Tensor")
+library.define("max_pool2d_argmax_bound(Tensor a, int bound) -> (Tensor, Tensor)")
 
 
 def overloads(name: str) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
@@ -84,11 +91,17 @@ def _fake_bgrad(dy, channels_last, kernel=None):  # type: ignore[no-untyped-def]
     return dy.new_empty([dy.shape[1]])
 
 
-def pool_extent(extent, before, after, window, stride, dilation, ceil_mode):  # type: ignore[no-untyped-def]
+def pool_extent(
+    extent: Any, before: Any, after: Any, window: Any, stride: Any, dilation: Any, ceil_mode: bool
+) -> Any:
+    """Windows along one axis, as ``Pool2dProblem`` counts them; sizes may be symbolic, or too small."""
     count = (extent + before + after + (stride - 1) * ceil_mode - dilation * (window - 1) - 1) // stride + 1
     if not ceil_mode:
         return count
-    return torch.sym_ite((count - 1) * stride >= extent + before, count - 1, count)
+    starts_outside = (count - 1) * stride >= extent + before
+    if isinstance(starts_outside, bool):
+        return count - 1 if starts_outside else count
+    return torch.sym_ite(starts_outside, count - 1, count)
 
 
 def _pool_shape(x, window, stride, padding, dilation, ceil_mode):  # type: ignore[no-untyped-def]
@@ -233,5 +246,9 @@ for _name in SCHEMAS:
     library.impl(f"{_name}.auto", _AUTO[_name], "CompositeExplicitAutograd")
     for _overload in overloads(_name):
         torch.library.register_fake(_overload, _FAKES[_name], lib=library)
+
+# The library implements the schemas above, so it is loaded after them. Where it cannot be, the kernels' lines
+# say why.
+cpu.load()
 
 __all__ = ["SCHEMAS", "conv2d_problem", "library", "overloads", "pool2d_problem", "pool_extent"]

@@ -21,6 +21,9 @@ from pyconv.registry import Kernel
 MOST_REMEMBERED = 4096
 
 
+_profiler_enabled = torch._C._autograd._profiler_enabled
+
+
 class Plan:
     """Launches of the passes of ``problem``, chosen and bound when first needed."""
 
@@ -36,7 +39,7 @@ class Plan:
         bound = self._launches.get(pass_)
         if bound is None:
             bound = self._bind(pass_)
-        if torch._C._autograd._profiler_enabled():
+        if _profiler_enabled():
             with torch.profiler.record_function(f"pyconv:{self.kernels[pass_].id}"):
                 return bound(*tensors)
         return bound(*tensors)

@@ -46,7 +46,7 @@ _MAX_ELEMENTS = 2**63 - 1
 
 
 def output_extent(extent: int, pad: int, size: int, stride: int, dilation: int) -> int:
-    """Positions of a filter of ``size`` taps along an axis of ``extent`` elements; ``pad`` is both sides' sum."""
+    """Positions of a filter of ``size`` taps along ``extent`` elements; ``pad`` is the sum of both sides."""
     return max(0, (extent + pad - dilation * (size - 1) - 1) // stride + 1)
 
 
@@ -223,9 +223,8 @@ class Conv2dProblem(_Fields):
 
     def flops(self, pass_: str) -> int:
         """Multiplications and additions of the direct algorithm; taps on padding count, as in the field."""
-        if pass_ == "bgrad":
-            return self.y_size
-        return 2 * self.y_size * self.group_c * self.r * self.s
+        products = 2 * self.y_size * self.group_c * self.r * self.s
+        return {"fprop": products, "dgrad": products, "wgrad": products, "bgrad": self.y_size}[pass_]
 
     def bytes(self, pass_: str) -> int:
         """Least memory traffic of a pass: each operand read once, the result written once."""

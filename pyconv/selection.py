@@ -28,16 +28,14 @@ class Choice:
     reason: str
 
 
-_forced: ContextVar[tuple[str, ...]] = ContextVar("pyconv_forced", default=())
-
-
 #: The environment's choice, read once.
 _environment = tuple(os.environ.get("PYCONV_KERNELS", "").replace(",", " ").split())
 
 
-def forced() -> tuple[str, ...]:
-    """What :func:`use` or ``PYCONV_KERNELS`` asks for now: algorithms, backends, names or ids."""
-    return _forced.get() or _environment
+_forced: ContextVar[tuple[str, ...]] = ContextVar("pyconv_forced", default=_environment)
+
+#: What :func:`use` or ``PYCONV_KERNELS`` asks for now: algorithms, backends, names or ids.
+forced = _forced.get
 
 
 @contextlib.contextmanager
@@ -52,17 +50,21 @@ def use(*names: str) -> Iterator[None]:
     Raises:
         ValueError: if a name matches no line of the table.
     """
-    for name in names:
-        if name not in BACKENDS and not any(_matches(kernel, name) for kernel in kernels()):
-            raise ValueError(
-                f"use: {name!r} is no algorithm, backend, name or id of the kernel table; "
-                "see `pyconv kernels`"
-            )
+    _check_names("use", names)
     token = _forced.set(names)
     try:
         yield
     finally:
         _forced.reset(token)
+
+
+def _check_names(where: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in BACKENDS and not any(_matches(kernel, name) for kernel in kernels()):
+            raise ValueError(
+                f"{where}: {name!r} is no algorithm, backend, name or id of the kernel table; "
+                "see `pyconv kernels`"
+            )
 
 
 def _matches(kernel: Kernel, name: str) -> bool:
@@ -73,9 +75,12 @@ def _preference(problem: Problem, pass_: str) -> list[tuple[str, str]]:
     """Our algorithms in the order of expected speed, each with the reason. Measured by ``make bench``."""
     if isinstance(problem, Pool2dProblem) or pass_ == "bgrad":
         return [("direct", "the only algorithm of ours")]
-    if problem.groups == problem.c == problem.k and problem.groups > 1:
-        return [("depthwise", "depthwise: bandwidth bound"), ("direct", "groups"), ("im2col_gemm", "groups")]
-    return [("direct", "first choice"), ("im2col_gemm", "second choice")]
+    direct = ("direct", "at least as fast as im2col_gemm on every problem measured")
+    if problem.groups > 1 and problem.groups == problem.c == problem.k:
+        if problem.layout == "nchw" and pass_ != "wgrad":
+            return [("direct", "depthwise in nchw: pixels fill the lanes, which suits the direct tile")]
+        return [("depthwise", "depthwise: one channel a lane, no sums across channels"), direct]
+    return [direct, ("im2col_gemm", "second choice")]
 
 
 def choices(
@@ -94,6 +99,8 @@ def choices(
         for kernel in lines
     }
     able = [kernel for kernel in lines if why_not[kernel.id] is None]
+    if names is None or names == _environment:
+        _check_names("PYCONV_KERNELS", _environment)
     chosen, reason = _choose(problem, pass_, able, forced() if names is None else names)
     return [
         Choice(kernel, True, f"chosen: {reason}")

@@ -7,11 +7,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from pyconv import functional, nn
 from pyconv.problem import Problem
 from pyconv.registry import Kernel, kernels
-from pyconv.selection import explain
+from pyconv.selection import explain, select
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("kernel", "backend", "dtypes", "layouts", "promises", "NaN/Inf", "accuracy", "proved on", "source")
@@ -63,6 +69,56 @@ def explanation(problem: Problem, device_type: str = "cpu") -> str:
             f"  {'*' if choice.chosen else ' '} {choice.kernel.id:<36} {choice.reason}" for choice in choices
         ]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LayerKernel:
+    """The kernel of one pass of one layer; the names of the fields head the columns of a report."""
+
+    layer: str
+    problem: str
+    pass_: str
+    kernel: str
+
+
+def kernels_of(module: torch.nn.Module, example: Tensor) -> list[LayerKernel]:
+    """Which kernel each pass of each layer of ours takes for an input like ``example``.
+
+    Args:
+        module: Run once, without gradients, to see what its layers are given.
+        example: As the module takes it; its batch size counts, since selection may look at it.
+    """
+    rows: list[LayerKernel] = []
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(layer: torch.nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
+            x = inputs[0]
+            problem: Problem
+            if isinstance(layer, nn.Conv2d):
+                problem, passes = functional.conv2d_problem(layer, x), ["fprop", "dgrad", "wgrad"]
+                passes += ["bgrad"] if layer.bias is not None else []
+            else:
+                assert isinstance(layer, nn.MaxPool2d)
+                problem, passes = functional.max_pool2d_problem(layer, x), ["fprop_argmax", "dgrad"]
+            for pass_ in passes:
+                kernel = select(problem, pass_, x.device.type)
+                rows.append(LayerKernel(name, str(problem), pass_, kernel.id))
+
+        return record
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            handles.append(layer.register_forward_hook(hook(name)))
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(example)
+    finally:
+        module.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return rows
 
 
 def _with_table(text: str, name: str, table: str) -> str:

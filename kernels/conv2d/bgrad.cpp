@@ -27,10 +27,20 @@ T sum_row(const T* row, int64_t count) {
   return total;
 }
 
+// Elements below which waking a second thread costs more than it saves.
+constexpr int64_t kSerial = 1 << 15;
+
+// body(index) for every index; serially where there is little work, and by a rule of the problem alone.
+template <class Body>
+void for_each(int64_t count, const Conv2dProblem& problem, Body&& body) {
+  if (problem.y_size() > kSerial) return parallel_for(count, [&](int64_t index, int) { body(index); });
+  for (int64_t index = 0; index < count; ++index) body(index);
+}
+
 template <class T>
 void nchw(const Conv2dProblem& problem, const T* dy, T* db) {
   const int64_t plane = problem.p() * problem.q();
-  parallel_for(problem.k, [&](int64_t k, int) {
+  for_each(problem.k, problem, [&](int64_t k) {
     T total = 0;
     for (int64_t n = 0; n < problem.n; ++n) total += sum_row(dy + (n * problem.k + k) * plane, plane);
     db[k] = total;
@@ -41,7 +51,7 @@ template <class T>
 void nhwc(const Conv2dProblem& problem, const T* dy, T* db) {
   const int64_t rows = problem.n * problem.p() * problem.q();
   const int64_t blocks = (problem.k + kLanes<T> - 1) / kLanes<T>;
-  parallel_for(blocks, [&](int64_t block, int) {
+  for_each(blocks, problem, [&](int64_t block) {
     const int64_t k = block * kLanes<T>;
     const int count = int(problem.k - k < kLanes<T> ? problem.k - k : kLanes<T>);
     Vec<T> total = {};

@@ -23,6 +23,12 @@ def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     return _bind_maxpool2d(kernel.pass_, problem)
 
 
+def _laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """The tensor with the very strides of that format; ``contiguous()`` leaves those of sizes of 1 open."""
+    dense = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
+    return tensor if tensor.stride() == dense.stride() else dense.copy_(tensor)
+
+
 def _bind_conv2d(pass_: str, problem: Conv2dProblem) -> Callable[..., Any]:
     top, bottom, left, right = problem.padding
     symmetric = (top, left) == (bottom, right)
@@ -45,19 +51,19 @@ def _bind_conv2d(pass_: str, problem: Conv2dProblem) -> Callable[..., Any]:
 
     def fprop(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.ops.aten.convolution.default(padded(x), w, bias, *rest)
-        return y.contiguous(memory_format=memory_format)
+        return _laid_out(y, memory_format)
 
     def dgrad(dy: Tensor, w: Tensor) -> Tensor:
         x = padded(blank(dy, problem.x_shape))
         dx = backward(dy, x, w, [True, False, False])[0]
         if not symmetric:
             dx = dx[:, :, top : top + problem.h, left : left + problem.w]
-        return dx.contiguous(memory_format=memory_format)
+        return _laid_out(dx, memory_format)
 
     def wgrad(x: Tensor, dy: Tensor) -> Tensor:
         w = blank(x, problem.w_shape)
         dw = backward(dy, padded(x), w, [False, True, False])[1]
-        return dw.contiguous(memory_format=memory_format)
+        return _laid_out(dw, memory_format)
 
     def bgrad(dy: Tensor) -> Tensor:
         return dy.sum((0, 2, 3))
@@ -79,7 +85,7 @@ def _bind_maxpool2d(pass_: str, problem: Pool2dProblem) -> Callable[..., Any]:
     def fprop_argmax(x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=memory_format)
         y, argmax = torch.ops.aten.max_pool2d_with_indices.default(x, *rest)
-        return y.contiguous(memory_format=memory_format), argmax.to(torch.int32, memory_format=memory_format)
+        return _laid_out(y, memory_format), _laid_out(argmax.to(torch.int32), memory_format)
 
     def fprop(x: Tensor) -> Tensor:
         return fprop_argmax(x)[0]
@@ -89,12 +95,12 @@ def _bind_maxpool2d(pass_: str, problem: Pool2dProblem) -> Callable[..., Any]:
         dx: Tensor = torch.ops.aten.max_pool2d_with_indices_backward.default(
             dy.contiguous(memory_format=memory_format), x, *rest, argmax.long()
         )
-        return dx.contiguous(memory_format=memory_format)
+        return _laid_out(dx, memory_format)
 
     def gather(x: Tensor, argmax: Tensor) -> Tensor:
         places = argmax.long().flatten(2)
         y = x.flatten(2).gather(2, places.clamp(min=0)).masked_fill(places < 0, 0)
-        return y.view(problem.y_shape).contiguous(memory_format=memory_format)
+        return _laid_out(y.view(problem.y_shape), memory_format)
 
     passes: dict[str, Callable[..., Any]] = {
         "fprop": fprop,

@@ -1,4 +1,4 @@
-"""Backend ``cpu``: the SIMD C++ kernels, reached through the registered operators.
+"""Backend ``cpu``: the SIMD C++ kernels, launched through torch's dispatcher.
 
 The library (``pyconv/lib/libpyconv_cpu.so``) holds every kernel once per instruction set. The best one that
 the processor has is chosen when the library is loaded; the environment variable ``PYCONV_ISA`` forces one.
@@ -14,17 +14,15 @@ from typing import Any
 
 import torch
 
-from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
+from pyconv.problem import Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
 LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libpyconv_cpu.so"
 
 
 @cache
-def _load() -> ctypes.CDLL | str:
+def load() -> ctypes.CDLL | str:
     """The library, or the reason why it cannot be used."""
-    import pyconv.ops  # noqa: F401  (the schemas come first)
-
     if not LIBRARY.exists():
         return f"{LIBRARY.name} was not built (no C++ compiler when pyconv was installed)"
     try:
@@ -34,7 +32,9 @@ def _load() -> ctypes.CDLL | str:
     library = ctypes.CDLL(str(LIBRARY))
     for function in ("pyconv_isa", "pyconv_isa_error", "pyconv_isas", "pyconv_kernels"):
         getattr(library, function).restype = ctypes.c_char_p
-    for function in ("pyconv_conv2d_workspace", "pyconv_pool2d_workspace"):
+    for function in (
+        "pyconv_conv2d_workspace", "pyconv_pool2d_workspace", "pyconv_bind_conv2d", "pyconv_bind_pool2d",
+    ):  # fmt: skip
         getattr(library, function).restype = ctypes.c_int64
         getattr(library, function).argtypes = (ctypes.c_char_p, ctypes.c_void_p)
     for function in ("pyconv_conv2d_sizes", "pyconv_pool2d_sizes"):
@@ -46,7 +46,7 @@ def _load() -> ctypes.CDLL | str:
 
 
 def _library() -> ctypes.CDLL:
-    library = _load()
+    library = load()
     if isinstance(library, str):
         raise RuntimeError(f"pyconv: backend cpu is not available: {library}")
     return library
@@ -55,7 +55,7 @@ def _library() -> ctypes.CDLL:
 def unavailable(device_type: str) -> str | None:
     if device_type != "cpu":
         return f"runs on cpu, not on {device_type}"
-    library = _load()
+    library = load()
     return library if isinstance(library, str) else None
 
 
@@ -104,42 +104,22 @@ def c_sizes(problem: Problem) -> dict[str, int]:
 
 
 def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
-    _library()
-    ops = torch.ops.pyconv
-    name = kernel.name
-    channels_last = problem.layout == "nhwc"
-    stride = [problem.stride_h, problem.stride_w]
-    padding = list(problem.padding)
-    dilation = [problem.dilation_h, problem.dilation_w]
-    size = [problem.h, problem.w]
+    library = _library()
+    struct = ctypes.byref(problem.to_c())
+    name = kernel.name.encode()
     if isinstance(problem, Conv2dProblem):
-        groups, filter_size = problem.groups, [problem.r, problem.s]
+        number = int(library.pyconv_bind_conv2d(name, struct))
+        conv2d = torch.ops.pyconv.conv2d_bound.default._op
         if kernel.pass_ == "fprop":
-            fprop = ops.conv2d_fprop.default
-            return lambda x, w, bias: fprop(
-                x, w, bias, stride, padding, dilation, groups, channels_last, name
-            )
-        if kernel.pass_ == "dgrad":
-            dgrad = ops.conv2d_dgrad.default
-            return lambda dy, w: dgrad(dy, w, size, stride, padding, dilation, groups, channels_last, name)
-        if kernel.pass_ == "wgrad":
-            wgrad = ops.conv2d_wgrad.default
-            return lambda x, dy: wgrad(
-                x, dy, filter_size, stride, padding, dilation, groups, channels_last, name
-            )
-        bgrad = ops.conv2d_bgrad.default
-        return lambda dy: bgrad(dy, channels_last, name)
-    assert isinstance(problem, Pool2dProblem)
-    window, ceil_mode = [problem.r, problem.s], problem.ceil_mode
-    if kernel.pass_ in ("fprop", "fprop_argmax"):
-        pool = ops.max_pool2d.default if kernel.pass_ == "fprop" else ops.max_pool2d_argmax.default
-        return lambda x: pool(x, window, stride, padding, dilation, ceil_mode, channels_last, name)
-    if kernel.pass_ == "dgrad":
-        scatter = ops.max_pool2d_dgrad.default
-        return lambda dy, argmax: scatter(
-            dy, argmax, size, window, stride, padding, dilation, ceil_mode, channels_last, name
-        )
-    gather = ops.max_pool2d_gather.default
-    return lambda x, argmax: gather(
-        x, argmax, window, stride, padding, dilation, ceil_mode, channels_last, name
-    )
+            return lambda x, w, bias: conv2d(x, w, bias, number)
+        if kernel.pass_ == "bgrad":
+            return lambda dy: conv2d(dy, None, None, number)
+        return lambda a, b: conv2d(a, b, None, number)
+    number = int(library.pyconv_bind_pool2d(name, struct))
+    if kernel.pass_ == "fprop_argmax":
+        pool2d_argmax = torch.ops.pyconv.max_pool2d_argmax_bound.default._op
+        return lambda x: pool2d_argmax(x, number)
+    pool2d = torch.ops.pyconv.max_pool2d_bound.default._op
+    if kernel.pass_ == "fprop":
+        return lambda x: pool2d(x, None, number)
+    return lambda a, argmax: pool2d(a, argmax, number)

@@ -20,16 +20,15 @@ from pyconv.models import build
 from pyconv.training.config import TrainConfig
 
 #: Events of torch's profiler that are convolution or pooling, for each side. None contains another.
-EVENTS = {
-    "pyconv": (
-        "pyconv::conv2d_fprop", "pyconv::conv2d_dgrad", "pyconv::conv2d_wgrad", "pyconv::conv2d_bgrad",
-        "pyconv::max_pool2d", "pyconv::max_pool2d_argmax", "pyconv::max_pool2d_dgrad",
-    ),
-    "aten": (
-        "aten::convolution", "aten::convolution_backward",
-        "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
-    ),
-}  # fmt: skip
+#: ``pyconv:<kernel>@<backend>`` is one launch of a line of the table (pyconv/plan.py).
+_ATEN = (
+    "aten::convolution", "aten::convolution_backward",
+    "aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward",
+)  # fmt: skip
+COUNTED: dict[str, Callable[[str], bool]] = {
+    "pyconv": lambda event: event.startswith("pyconv:") and "@" in event and not event.endswith("@aten"),
+    "aten": lambda event: event in _ATEN,
+}
 
 #: Long enough for steady percentiles, short beside a training run.
 _SECONDS = 12.0
@@ -112,7 +111,7 @@ def measure(
     }
     events = {
         kernels: {
-            name: share * timings[kernels].median for name, share in _profile(step, EVENTS[kernels]).items()
+            name: share * timings[kernels].median for name, share in _profile(step, COUNTED[kernels]).items()
         }
         for kernels, step in sides.items()
     }
@@ -133,12 +132,11 @@ def _step(module: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Callable[[
     return step
 
 
-def _profile(step: Callable[[int], None], names: tuple[str, ...]) -> dict[str, float]:
-    """The share of a step that each event takes, 0..1.
+def _profile(step: Callable[[int], None], is_counted: Callable[[str], bool]) -> dict[str, float]:
+    """The share of a step that each counted event takes, 0..1.
 
     Shares, because profiling slows a step a little, and the machine may be busier now than it was before.
     """
-    totals: dict[str, float] = dict.fromkeys(names, 0.0)
     # Kineto writes a line to standard error at each start and stop, unless told not to before its first use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # The profiler without Kineto sees all that runs on a CPU, and starts faster.
@@ -147,7 +145,8 @@ def _profile(step: Callable[[int], None], names: tuple[str, ...]) -> dict[str, f
         for number in range(_PROFILED):
             step(number)
         microseconds = 1e6 * (time.perf_counter() - started)
-    for event in profiler.key_averages():
-        if event.key in totals:
-            totals[event.key] += event.cpu_time_total
-    return {name: total / microseconds for name, total in totals.items() if total}
+    return {
+        event.key: event.cpu_time_total / microseconds
+        for event in profiler.key_averages()
+        if is_counted(event.key)
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyconv.data import ImageData
 from pyconv.training.config import TrainConfig
 from pyconv.training.evaluation import Evaluation
-from pyconv.training.measure import EVENTS, Measurement, Timing
+from pyconv.training.measure import COUNTED, Measurement, Timing
 from pyconv.training.process import machine, versions
 
 
@@ -34,22 +34,11 @@ class Outcome:
     history: list[dict[str, float]]
 
 
-def kernel_rows(network: nn.Module, example: Tensor) -> list[dict[str, Any]] | None:
-    """The kernel chosen for each layer and pass, a mapping a row; ``None`` where selection cannot tell."""
-    from pyconv import selection
+def kernel_rows(network: nn.Module, example: Tensor) -> list[dict[str, Any]]:
+    """The kernel chosen for each layer and pass, a mapping a row."""
+    from pyconv.tables import kernels_of
 
-    chosen = getattr(selection, "chosen_kernels", None)
-    if chosen is None:
-        return None
-    return [_mapping(row) for row in chosen(network, example)]
-
-
-def _mapping(row: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(row) and not isinstance(row, type):
-        return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    if isinstance(row, Mapping):
-        return dict(row)
-    return dict(row._asdict())
+    return [dataclasses.asdict(row) for row in kernels_of(network, example)]
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
@@ -69,7 +58,7 @@ def write(
     outcome: Outcome,
     evaluation: Evaluation,
     measurement: Measurement | str,
-    rows: list[dict[str, Any]] | str | None,
+    rows: list[dict[str, Any]] | str,
 ) -> str:
     """The report as Markdown.
 
@@ -163,7 +152,7 @@ def _times(measurement: Measurement | str) -> list[str]:
         )
     events = [
         (f"`{name}`", f"{milliseconds:.3f}")
-        for side in EVENTS
+        for side in COUNTED
         for name, milliseconds in sorted(measurement.kernels[side].items(), key=lambda item: -item[1])
     ]
     return [
@@ -180,9 +169,7 @@ def _times(measurement: Measurement | str) -> list[str]:
     ]
 
 
-def _kernels(rows: list[dict[str, Any]] | str | None) -> list[str]:
-    if rows is None:
-        return ["Which kernel ran in each layer is not known: this pyconv's selection cannot list it."]
+def _kernels(rows: list[dict[str, Any]] | str) -> list[str]:
     if isinstance(rows, str):
         return [rows]
     if not rows:
