@@ -438,7 +438,8 @@ def _check_pool(
     if min(sides) < 0:
         raise RuntimeError(f"pad must be non-negative, but got pad: {min(sides)}")
     for axis in (0, 1):
-        if widest[axis] > (dilation[axis] * (window[axis] - 1) + 1) // 2:
+        # int() rounds towards 0 as C++ does, which tells for the windows below 1 that come to the next check
+        if widest[axis] > int((dilation[axis] * (window[axis] - 1) + 1) / 2):
             raise RuntimeError(
                 "pad should be at most half of effective kernel size, but got "
                 f"pad={widest[axis]}, kernel_size={window[axis]} and dilation={dilation[axis]}"
@@ -546,7 +547,7 @@ def _max_pool2d(
     if not isinstance(input, Tensor):
         raise TypeError(f"max_pool2d(): argument 'input' must be Tensor, not {type(input).__name__}")
     window = _pool_pair("kernel_size", kernel_size)
-    has_stride = stride is not None and stride != [] and stride != ()
+    has_stride = stride is not None and not (isinstance(stride, Sequence) and len(stride) == 0)
     pair_stride = _pool_pair("stride", stride) if has_stride else window
     sides, pair_dilation = _pool_padding(padding), _pool_pair("dilation", dilation)
     if not isinstance(ceil_mode, bool):

@@ -333,9 +333,13 @@ class Pool2dProblem(_Fields):
     def bytes(self, pass_: str) -> int:
         """Least memory traffic of a pass; argmax is 4 bytes a place."""
         element = self.element_bytes
-        argmax = 0 if pass_ == "fprop" else 4
-        read = self.y_size if pass_ == "gather" else self.x_size
-        return read * element + self.y_size * (element + argmax)
+        values, argmax = self.y_size * element, self.y_size * 4
+        return {
+            "fprop": self.x_size * element + values,
+            "fprop_argmax": self.x_size * element + values + argmax,
+            "dgrad": self.x_size * element + values + argmax,
+            "gather": values + values + argmax,
+        }[pass_]
 
     def __str__(self) -> str:
         words = [

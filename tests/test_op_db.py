@@ -27,6 +27,9 @@ from torch.testing._internal.opinfo.core import SampleInput
 import pyconv
 from pyconv.problem import DTYPE_NAMES
 
+# Importing torch's test code forbids the whole process to set torch.backends' flags, as Lightning does.
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+
 OURS: dict[str, Callable[..., Any]] = {
     "nn.functional.conv2d": pyconv.conv2d,
     "nn.functional.max_pool2d": pyconv.max_pool2d,

@@ -23,6 +23,11 @@ def row_fits_int32(problem: Problem) -> str | None:
     return None if widest < 2**30 else f"a source row of {widest} elements (takes fewer than 2^30)"
 
 
+def torch_takes(problem: Problem) -> str | None:
+    empty = [name for name in ("c", "k", "h", "w") if getattr(problem, name, 1) == 0]
+    return f"torch refuses, or answers otherwise, where {empty[0]} is 0" if empty else None
+
+
 def _cpu(pass_: str, algorithm: str, source: str, **claims: object) -> Kernel:
     return Kernel(
         "conv2d",
@@ -43,6 +48,7 @@ def _aten(pass_: str) -> Kernel:
         "aten",
         "aten",
         ("f32", "f64", "f16", "bf16"),
+        restriction=torch_takes,
         deterministic=False,
         exact_integers=False,
         nonfinite="tile",

@@ -17,7 +17,26 @@ def torch_padding(problem: Problem) -> str | None:
         return "padding per side"
     if 2 * top > problem.r or 2 * left > problem.s:
         return "padding larger than half the window"
+    if 0 in problem.x_shape[1:]:
+        return "torch refuses planes or channels of no size"
+    if _covers_nothing(problem):
+        return "a window that covers no element, where torch's place is outside the plane"
     return plane_fits_int32(problem)
+
+
+def _covers_nothing(problem: Pool2dProblem) -> bool:
+    """Whether some window has every tap on padding, which takes dilation."""
+    for extent, count, before, taps, stride, dilation in (
+        (problem.h, problem.p, problem.pad_top, problem.r, problem.stride_h, problem.dilation_h),
+        (problem.w, problem.q, problem.pad_left, problem.s, problem.stride_w, problem.dilation_w),
+    ):
+        if dilation == 1:
+            continue
+        for i in range(count):
+            first = i * stride - before
+            if not any(0 <= first + tap * dilation < extent for tap in range(taps)):
+                return True
+    return False
 
 
 def _cpu(pass_: str, source: str) -> Kernel:
