@@ -52,7 +52,7 @@ setup: $(VENV)/.native
 
 $(VENV)/.packages: pyproject.toml constraints.txt
 	@echo "== set-up 1/2: Python packages into $(VENV) (about 1 GB, once)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 	  { echo "pyconv needs Python >= 3.11, and $(PYTHON) is older; try: make PYTHON=python3.12"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet -c constraints.txt torch setuptools wheel cmake ninja

@@ -20,10 +20,8 @@
 #include "common/library.h"
 
 namespace {
-using pyconv::Conv2dArgs;
 using pyconv::Conv2dProblem;
 using pyconv::CpuKernel;
-using pyconv::Pool2dArgs;
 using pyconv::Pool2dProblem;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -33,9 +31,7 @@ int32_t dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return pyconv::kFloat32;
     case ScalarType::Double: return pyconv::kFloat64;
-    case ScalarType::Half: return pyconv::kFloat16;
-    case ScalarType::BFloat16: return pyconv::kBFloat16;
-    default: STD_TORCH_CHECK(false, "pyconv: the CPU kernels take floating-point tensors only");
+    default: STD_TORCH_CHECK(false, "pyconv: the CPU kernels take float32 and float64 tensors only");
   }
 }
 
@@ -66,6 +62,14 @@ Tensor make(const int64_t* sizes, int32_t layout, int32_t dtype) {
   return Tensor(handle);
 }
 
+Tensor make_vector(int64_t size, int32_t dtype) {
+  const int64_t step = 1;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &step, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 // The tensor itself if it is dense in the layout already, else a dense copy.
 Tensor dense(const Tensor& tensor, int32_t layout) {
   STD_TORCH_CHECK(tensor.dim() == 4, "pyconv: expected a 4-D tensor, got ", tensor.dim(), "-D");
@@ -85,11 +89,7 @@ class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
     if (bytes <= 0) return;
-    const int64_t size = bytes + 64, stride = 1;
-    AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
-                                                    aoti_torch_device_type_cpu(), 0, &handle));
-    tensor_ = Tensor(handle);
+    tensor_ = make_vector(bytes + 64, aoti_torch_dtype_uint8());
     const auto address = reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr());
     data_ = reinterpret_cast<void*>((address + 63) / 64 * 64);
   }
@@ -100,12 +100,29 @@ class Workspace {
   void* data_ = nullptr;
 };
 
-const CpuKernel& kernel_named(const std::string& name, bool is_conv) {
+// The kernel of that name, which must be of `pass`: another pass would take its operands for something else.
+const CpuKernel& kernel_named(const std::string& name, const char* operation, const std::string& pass) {
   const CpuKernel* kernel = pyconv::find_kernel(name.data(), name.size());
-  STD_TORCH_CHECK(kernel && (is_conv ? kernel->conv2d_run != nullptr : kernel->pool2d_run != nullptr),
-                  "pyconv: kernel '", name, "' is not in the CPU library (instruction set ", pyconv::active_isa(),
-                  ")");
+  STD_TORCH_CHECK(kernel, "pyconv: kernel '", name, "' is not in the CPU library (instruction set ",
+                  pyconv::active_isa(), ")");
+  const std::string prefix = std::string(operation) + "." + pass + ".";
+  STD_TORCH_CHECK(name.compare(0, prefix.size(), prefix) == 0, "pyconv: kernel '", name, "' is not one of ",
+                  prefix, "*");
   return *kernel;
+}
+
+template <class Problem, class Function>
+Workspace workspace_for(const CpuKernel& kernel, Function function, const Problem& problem) {
+  const int64_t bytes = function ? function(problem, pyconv::num_threads()) : 0;
+  STD_TORCH_CHECK(bytes >= 0, "pyconv: kernel '", kernel.name, "' cannot do this problem");
+  return Workspace(bytes);
+}
+
+void check_sizes(const Tensor& tensor, const int64_t* sizes, const char* what) {
+  bool equal = tensor.dim() == 4;
+  for (int axis = 0; equal && axis < 4; ++axis) equal = tensor.size(axis) == sizes[axis];
+  STD_TORCH_CHECK(equal, "pyconv: ", what, " does not have the shape [", sizes[0], ", ", sizes[1], ", ", sizes[2],
+                  ", ", sizes[3], "] of this problem");
 }
 
 void check_lists(const Ints& stride, const Ints& padding, const Ints& dilation) {
@@ -119,82 +136,78 @@ void check_lists(const Ints& stride, const Ints& padding, const Ints& dilation) 
 
 // ---- conv2d ----------------------------------------------------------------------------------------
 
-// x, w, y as sizes: any one of them may be computed by the caller from the other two.
-Conv2dProblem conv2d_problem(const int64_t* x, const int64_t* w, const Ints& stride, const Ints& padding,
-                             const Ints& dilation, int64_t groups, bool channels_last, int32_t dtype) {
-  check_lists(stride, padding, dilation);
-  Conv2dProblem problem{
-      x[0],       x[1],        x[2],        x[3],       w[0],       w[2],
-      w[3],       stride[0],   stride[1],   padding[0], padding[1], padding[2],
-      padding[3], dilation[0], dilation[1], groups,     dtype,      channels_last ? pyconv::kNhwc : pyconv::kNchw};
-  STD_TORCH_CHECK(groups > 0 && problem.c % groups == 0 && problem.k % groups == 0 && w[1] == problem.c / groups,
-                  "pyconv: groups=", groups, " does not fit ", problem.c,
-                  " input channels and a filter of shape [", w[0], ", ", w[1], ", ", w[2], ", ", w[3], "]");
-  return problem;
-}
+// Runs a kernel of one pass: fprop (x, w, bias) -> y, dgrad (dy, w) -> dx, wgrad (x, dy) -> dw, bgrad (dy) -> db.
+Tensor run_conv2d(const std::string& name, const std::string& pass, const Conv2dProblem& problem, const Tensor& a,
+                  const std::optional<Tensor>& b, const std::optional<Tensor>& bias) {
+  const CpuKernel& kernel = kernel_named(name, "conv2d", pass);
+  const int64_t x[4] = {problem.n, problem.c, problem.h, problem.w};
+  const int64_t w[4] = {problem.k, problem.group_c(), problem.r, problem.s};
+  const int64_t y[4] = {problem.n, problem.k, problem.p(), problem.q()};
+  const bool is_fprop = pass == "fprop", is_wgrad = pass == "wgrad", is_bgrad = pass == "bgrad";
+  const bool a_is_x = is_fprop || is_wgrad;
 
-void check_output(const Tensor& dy, const Conv2dProblem& problem) {
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == problem.n && dy.size(1) == problem.k &&
-                      dy.size(2) == problem.p() && dy.size(3) == problem.q(),
-                  "pyconv: dy does not have the shape of the convolution's output, [", problem.n, ", ", problem.k,
-                  ", ", problem.p(), ", ", problem.q(), "]");
-}
+  STD_TORCH_CHECK(dtype_of(a) == problem.dtype, "pyconv: the operand does not have the dtype of this problem");
+  check_sizes(a, a_is_x ? x : y, a_is_x ? "x" : "dy");
+  STD_TORCH_CHECK(b.has_value() != is_bgrad, "pyconv: ", name, " takes ",
+                  is_bgrad ? "one operand" : "two operands");
+  if (b) {
+    STD_TORCH_CHECK(dtype_of(*b) == problem.dtype, "pyconv: the two operands differ in dtype");
+    check_sizes(*b, is_wgrad ? y : w, is_wgrad ? "dy" : "w");
+  }
+  const bool bias_fits = !bias || (is_fprop && bias->dim() == 1 && bias->size(0) == problem.k && bias->is_cpu() &&
+                                   dtype_of(*bias) == problem.dtype);
+  STD_TORCH_CHECK(bias_fits, "pyconv: bias must be a CPU tensor of shape [", problem.k, "] with the dtype of x");
 
-Tensor launch(const std::string& name, const Conv2dProblem& problem, const Tensor& a, const Tensor* b,
-              const void* bias, Tensor out) {
-  const CpuKernel& kernel = kernel_named(name, true);
-  STD_TORCH_CHECK(!b || dtype_of(*b) == problem.dtype, "pyconv: the two operands differ in dtype");
-  const Tensor a_dense = dense(a, problem.layout);
-  const std::optional<Tensor> b_dense = b ? std::optional<Tensor>(dense(*b, problem.layout)) : std::nullopt;
+  const Tensor out = is_bgrad ? make_vector(problem.k, aoti_dtype(a))
+                              : make(is_fprop   ? y
+                                     : is_wgrad ? w
+                                                : x,
+                                     problem.layout, aoti_dtype(a));
   if (out.numel() == 0) return out;
-  Workspace workspace(kernel.conv2d_workspace ? kernel.conv2d_workspace(problem, pyconv::num_threads()) : 0);
-  kernel.conv2d_run(problem, Conv2dArgs{a_dense.const_data_ptr(), b ? b_dense->const_data_ptr() : nullptr, bias,
-                                        out.mutable_data_ptr(), workspace.data()});
+  const Tensor a_dense = dense(a, problem.layout);
+  std::optional<Tensor> b_dense, bias_dense;
+  if (b) b_dense = dense(*b, problem.layout);
+  if (bias) bias_dense = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+  const Workspace workspace = workspace_for(kernel, kernel.conv2d_workspace, problem);
+  kernel.conv2d_run(problem,
+                    {a_dense.const_data_ptr(), b ? b_dense->const_data_ptr() : nullptr,
+                     bias ? bias_dense->const_data_ptr() : nullptr, out.mutable_data_ptr(), workspace.data()});
   return out;
 }
 
-std::optional<Tensor> dense_bias(const std::optional<Tensor>& bias, const Conv2dProblem& problem) {
-  if (!bias) return std::nullopt;
-  STD_TORCH_CHECK(
-      bias->dim() == 1 && bias->size(0) == problem.k && bias->is_cpu() && dtype_of(*bias) == problem.dtype,
-      "pyconv: bias must be a CPU tensor of shape [", problem.k, "] with the dtype of x");
-  return bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
-}
-
-Tensor make_vector(int64_t size, const Tensor& like) {
-  const int64_t step = 1;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(1, &size, &step, aoti_dtype(like), aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+Conv2dProblem conv2d_problem(const int64_t* x, const int64_t* w, const Ints& stride, const Ints& padding,
+                             const Ints& dilation, int64_t groups, bool channels_last, const Tensor& like) {
+  check_lists(stride, padding, dilation);
+  STD_TORCH_CHECK(groups > 0 && x[1] % groups == 0 && w[0] % groups == 0 && w[1] == x[1] / groups,
+                  "pyconv: groups=", groups, " does not fit ", x[1], " input channels and a filter of shape [",
+                  w[0], ", ", w[1], ", ", w[2], ", ", w[3], "]");
+  Conv2dProblem problem{};
+  problem.n = x[0], problem.c = x[1], problem.h = x[2], problem.w = x[3];
+  problem.k = w[0], problem.r = w[2], problem.s = w[3];
+  problem.stride_h = stride[0], problem.stride_w = stride[1];
+  problem.pad_top = padding[0], problem.pad_bottom = padding[1];
+  problem.pad_left = padding[2], problem.pad_right = padding[3];
+  problem.dilation_h = dilation[0], problem.dilation_w = dilation[1];
+  problem.groups = groups;
+  problem.dtype = dtype_of(like), problem.layout = channels_last ? pyconv::kNhwc : pyconv::kNchw;
+  return problem;
 }
 
 Tensor conv2d_fprop(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, Ints stride, Ints padding,
                     Ints dilation, int64_t groups, bool channels_last, std::string kernel) {
   STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "pyconv: x and w must be 4-D");
-  const auto problem = conv2d_problem(x.sizes().data(), w.sizes().data(), stride, padding, dilation, groups,
-                                      channels_last, dtype_of(x));
-  std::optional<Tensor> bias_dense;
-  if (bias) {
-    STD_TORCH_CHECK(
-        bias->dim() == 1 && bias->size(0) == problem.k && bias->is_cpu() && dtype_of(*bias) == problem.dtype,
-        "pyconv: bias must be a CPU tensor of shape [", problem.k, "] with the dtype of x");
-    bias_dense = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
-  }
-  const int64_t y[4] = {problem.n, problem.k, problem.p(), problem.q()};
-  return launch(kernel, problem, x, &w, bias_dense ? bias_dense->const_data_ptr() : nullptr,
-                make(y, problem.layout, aoti_dtype(x)));
+  const auto problem =
+      conv2d_problem(x.sizes().data(), w.sizes().data(), stride, padding, dilation, groups, channels_last, x);
+  return run_conv2d(kernel, "fprop", problem, x, w, bias);
 }
 
 Tensor conv2d_dgrad(const Tensor& dy, const Tensor& w, Ints input_size, Ints stride, Ints padding, Ints dilation,
                     int64_t groups, bool channels_last, std::string kernel) {
-  STD_TORCH_CHECK(dy.dim() == 4 && w.dim() == 4 && input_size.size() == 2 && groups > 0,
-                  "pyconv: dy and w must be 4-D, input_size 2 integers, groups positive");
+  STD_TORCH_CHECK(dy.dim() == 4 && w.dim() == 4 && input_size.size() == 2,
+                  "pyconv: dy and w must be 4-D, input_size 2 integers");
   const int64_t x[4] = {dy.size(0), w.size(1) * groups, input_size[0], input_size[1]};
-  const auto problem =
-      conv2d_problem(x, w.sizes().data(), stride, padding, dilation, groups, channels_last, dtype_of(dy));
-  check_output(dy, problem);
-  return launch(kernel, problem, dy, &w, nullptr, make(x, problem.layout, aoti_dtype(dy)));
+  const auto problem = conv2d_problem(x, w.sizes().data(), stride, padding, dilation, groups, channels_last, dy);
+  return run_conv2d(kernel, "dgrad", problem, dy, w, std::nullopt);
 }
 
 Tensor conv2d_wgrad(const Tensor& x, const Tensor& dy, Ints filter_size, Ints stride, Ints padding, Ints dilation,
@@ -202,137 +215,111 @@ Tensor conv2d_wgrad(const Tensor& x, const Tensor& dy, Ints filter_size, Ints st
   STD_TORCH_CHECK(x.dim() == 4 && dy.dim() == 4 && filter_size.size() == 2 && groups > 0,
                   "pyconv: x and dy must be 4-D, filter_size 2 integers, groups positive");
   const int64_t w[4] = {dy.size(1), x.size(1) / groups, filter_size[0], filter_size[1]};
-  const auto problem =
-      conv2d_problem(x.sizes().data(), w, stride, padding, dilation, groups, channels_last, dtype_of(x));
-  check_output(dy, problem);
-  return launch(kernel, problem, x, &dy, nullptr, make(w, problem.layout, aoti_dtype(x)));
+  const auto problem = conv2d_problem(x.sizes().data(), w, stride, padding, dilation, groups, channels_last, x);
+  return run_conv2d(kernel, "wgrad", problem, x, dy, std::nullopt);
 }
 
 Tensor conv2d_bgrad(const Tensor& dy, bool channels_last, std::string kernel) {
   STD_TORCH_CHECK(dy.dim() == 4, "pyconv: dy must be 4-D");
-  // The bias gradient is a sum over n, p, q: the problem of a 1x1 filter has the same y.
-  const Conv2dProblem problem{dy.size(0),
-                              1,
-                              dy.size(2),
-                              dy.size(3),
-                              dy.size(1),
-                              1,
-                              1,
-                              1,
-                              1,
-                              0,
-                              0,
-                              0,
-                              0,
-                              1,
-                              1,
-                              1,
-                              dtype_of(dy),
-                              channels_last ? pyconv::kNhwc : pyconv::kNchw};
-  return launch(kernel, problem, dy, nullptr, nullptr, make_vector(problem.k, dy));
+  // The bias gradient is a sum over n, p, q: the problem of a 1x1 filter on one channel has the same y.
+  const int64_t x[4] = {dy.size(0), 1, dy.size(2), dy.size(3)}, w[4] = {dy.size(1), 1, 1, 1};
+  const auto problem = conv2d_problem(x, w, {1, 1}, {0, 0, 0, 0}, {1, 1}, 1, channels_last, dy);
+  return run_conv2d(kernel, "bgrad", problem, dy, std::nullopt, std::nullopt);
 }
 
 // ---- max_pool2d --------------------------------------------------------------------------------------
 
-Pool2dProblem pool2d_problem(const int64_t* x, const Ints& window, const Ints& stride, const Ints& padding,
-                             const Ints& dilation, bool ceil_mode, bool channels_last, int32_t dtype) {
+// Runs a kernel of one pass: fprop (x) -> y, fprop_argmax (x) -> y and argmax_out, dgrad (dy, argmax) -> dx,
+// gather (x, argmax) -> y. dx[n,c,argmax[n,c,p,q]] += dy[n,c,p,q]; y[n,c,p,q] = x[n,c,argmax[n,c,p,q]].
+Tensor run_pool2d(const std::string& name, const std::string& pass, const Pool2dProblem& problem, const Tensor& a,
+                  const std::optional<Tensor>& argmax, std::optional<Tensor>* argmax_out = nullptr) {
+  const CpuKernel& kernel = kernel_named(name, "maxpool2d", pass);
+  const int64_t x[4] = {problem.n, problem.c, problem.h, problem.w};
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  const bool is_dgrad = pass == "dgrad";
+
+  STD_TORCH_CHECK(problem.h * problem.w <= INT32_MAX, "pyconv: a plane of ", problem.h, "x", problem.w,
+                  " is too large for 32-bit places");
+  STD_TORCH_CHECK(dtype_of(a) == problem.dtype, "pyconv: the operand does not have the dtype of this problem");
+  check_sizes(a, is_dgrad ? y : x, is_dgrad ? "dy" : "x");
+  STD_TORCH_CHECK(argmax.has_value() == (is_dgrad || pass == "gather"), "pyconv: ", name,
+                  argmax ? " takes no argmax" : " takes an argmax");
+  STD_TORCH_CHECK((argmax_out != nullptr) == (pass == "fprop_argmax"), "pyconv: ", name,
+                  argmax_out ? " returns no argmax" : " also returns an argmax");
+  if (argmax) {
+    STD_TORCH_CHECK(argmax->scalar_type() == ScalarType::Int, "pyconv: argmax must be int32");
+    check_sizes(*argmax, y, "argmax");
+  }
+
+  const Tensor out = make(is_dgrad ? x : y, problem.layout, aoti_dtype(a));
+  if (argmax_out) *argmax_out = make(y, problem.layout, aoti_torch_dtype_int32());
+  if (out.numel() == 0) return out;
+  const Tensor a_dense = dense(a, problem.layout);
+  std::optional<Tensor> argmax_dense;
+  if (argmax) argmax_dense = dense(*argmax, problem.layout);
+  const Workspace workspace = workspace_for(kernel, kernel.pool2d_workspace, problem);
+  kernel.pool2d_run(
+      problem,
+      {a_dense.const_data_ptr(), argmax ? static_cast<const int32_t*>(argmax_dense->const_data_ptr()) : nullptr,
+       out.mutable_data_ptr(), argmax_out ? static_cast<int32_t*>((*argmax_out)->mutable_data_ptr()) : nullptr,
+       workspace.data()});
+  return out;
+}
+
+Pool2dProblem pool2d_problem(const Tensor& like, const int64_t* x, const Ints& window, const Ints& stride,
+                             const Ints& padding, const Ints& dilation, bool ceil_mode, bool channels_last) {
   check_lists(stride, padding, dilation);
   STD_TORCH_CHECK(window.size() == 2 && window[0] > 0 && window[1] > 0,
                   "pyconv: window must be 2 positive integers");
-  const Pool2dProblem problem{x[0],
-                              x[1],
-                              x[2],
-                              x[3],
-                              window[0],
-                              window[1],
-                              stride[0],
-                              stride[1],
-                              padding[0],
-                              padding[1],
-                              padding[2],
-                              padding[3],
-                              dilation[0],
-                              dilation[1],
-                              ceil_mode,
-                              dtype,
-                              channels_last ? pyconv::kNhwc : pyconv::kNchw};
-  STD_TORCH_CHECK(problem.h * problem.w <= INT32_MAX, "pyconv: a plane of ", problem.h, "x", problem.w,
-                  " is too large for 32-bit places");
+  Pool2dProblem problem{};
+  problem.n = x[0], problem.c = x[1], problem.h = x[2], problem.w = x[3];
+  problem.r = window[0], problem.s = window[1];
+  problem.stride_h = stride[0], problem.stride_w = stride[1];
+  problem.pad_top = padding[0], problem.pad_bottom = padding[1];
+  problem.pad_left = padding[2], problem.pad_right = padding[3];
+  problem.dilation_h = dilation[0], problem.dilation_w = dilation[1];
+  problem.ceil_mode = ceil_mode;
+  problem.dtype = dtype_of(like), problem.layout = channels_last ? pyconv::kNhwc : pyconv::kNchw;
   return problem;
 }
 
-void launch(const std::string& name, const Pool2dProblem& problem, const Tensor& a, const Tensor* argmax,
-            const Tensor& out, const Tensor* argmax_out) {
-  const CpuKernel& kernel = kernel_named(name, false);
-  const Tensor a_dense = dense(a, problem.layout);
-  std::optional<Tensor> argmax_dense;
-  if (argmax) {
-    STD_TORCH_CHECK(argmax->scalar_type() == ScalarType::Int, "pyconv: argmax must be int32");
-    STD_TORCH_CHECK(argmax->dim() == 4 && argmax->size(0) == problem.n && argmax->size(1) == problem.c &&
-                        argmax->size(2) == problem.p() && argmax->size(3) == problem.q(),
-                    "pyconv: argmax does not have the shape of the pooling's output");
-    argmax_dense = dense(*argmax, problem.layout);
-  }
-  if (out.numel() == 0) return;
-  Workspace workspace(kernel.pool2d_workspace ? kernel.pool2d_workspace(problem, pyconv::num_threads()) : 0);
-  kernel.pool2d_run(
-      problem,
-      Pool2dArgs{a_dense.const_data_ptr(),
-                 argmax ? static_cast<const int32_t*>(argmax_dense->const_data_ptr()) : nullptr,
-                 out.mutable_data_ptr(),
-                 argmax_out ? static_cast<int32_t*>(argmax_out->mutable_data_ptr()) : nullptr, workspace.data()});
-}
-
-Pool2dProblem forward_problem(const Tensor& x, const Ints& window, const Ints& stride, const Ints& padding,
-                              const Ints& dilation, bool ceil_mode, bool channels_last) {
+const int64_t* sizes_of_x(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4, "pyconv: x must be 4-D");
-  return pool2d_problem(x.sizes().data(), window, stride, padding, dilation, ceil_mode, channels_last,
-                        dtype_of(x));
+  return x.sizes().data();
 }
 
 Tensor max_pool2d(const Tensor& x, Ints window, Ints stride, Ints padding, Ints dilation, bool ceil_mode,
                   bool channels_last, std::string kernel) {
-  const auto problem = forward_problem(x, window, stride, padding, dilation, ceil_mode, channels_last);
-  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
-  Tensor out = make(y, problem.layout, aoti_dtype(x));
-  launch(kernel, problem, x, nullptr, out, nullptr);
-  return out;
+  const auto problem =
+      pool2d_problem(x, sizes_of_x(x), window, stride, padding, dilation, ceil_mode, channels_last);
+  return run_pool2d(kernel, "fprop", problem, x, std::nullopt);
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_argmax(const Tensor& x, Ints window, Ints stride, Ints padding,
                                              Ints dilation, bool ceil_mode, bool channels_last,
                                              std::string kernel) {
-  const auto problem = forward_problem(x, window, stride, padding, dilation, ceil_mode, channels_last);
-  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
-  Tensor out = make(y, problem.layout, aoti_dtype(x));
-  Tensor argmax = make(y, problem.layout, aoti_torch_dtype_int32());
-  launch(kernel, problem, x, nullptr, out, &argmax);
-  return {out, argmax};
+  const auto problem =
+      pool2d_problem(x, sizes_of_x(x), window, stride, padding, dilation, ceil_mode, channels_last);
+  std::optional<Tensor> argmax;
+  const Tensor y = run_pool2d(kernel, "fprop_argmax", problem, x, std::nullopt, &argmax);
+  return {y, *argmax};
 }
 
-// dx[n,c,argmax[n,c,p,q]] += dy[n,c,p,q]
 Tensor max_pool2d_dgrad(const Tensor& dy, const Tensor& argmax, Ints input_size, Ints window, Ints stride,
                         Ints padding, Ints dilation, bool ceil_mode, bool channels_last, std::string kernel) {
   STD_TORCH_CHECK(dy.dim() == 4 && input_size.size() == 2, "pyconv: dy must be 4-D, input_size 2 integers");
   const int64_t x[4] = {dy.size(0), dy.size(1), input_size[0], input_size[1]};
-  const auto problem =
-      pool2d_problem(x, window, stride, padding, dilation, ceil_mode, channels_last, dtype_of(dy));
-  STD_TORCH_CHECK(dy.size(2) == problem.p() && dy.size(3) == problem.q(),
-                  "pyconv: dy does not have the shape of the pooling's output");
-  Tensor out = make(x, problem.layout, aoti_dtype(dy));
-  launch(kernel, problem, dy, &argmax, out, nullptr);
-  return out;
+  const auto problem = pool2d_problem(dy, x, window, stride, padding, dilation, ceil_mode, channels_last);
+  return run_pool2d(kernel, "dgrad", problem, dy, argmax);
 }
 
-// y[n,c,p,q] = x[n,c,argmax[n,c,p,q]]: the derivative of max_pool2d_dgrad, and the tangent of max_pool2d.
 Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, Ints window, Ints stride, Ints padding,
                          Ints dilation, bool ceil_mode, bool channels_last, std::string kernel) {
-  const auto problem = forward_problem(x, window, stride, padding, dilation, ceil_mode, channels_last);
-  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
-  Tensor out = make(y, problem.layout, aoti_dtype(x));
-  launch(kernel, problem, x, &argmax, out, nullptr);
-  return out;
+  const auto problem =
+      pool2d_problem(x, sizes_of_x(x), window, stride, padding, dilation, ceil_mode, channels_last);
+  return run_pool2d(kernel, "gather", problem, x, argmax);
 }
+
 // ---- Bound launches ------------------------------------------------------------------------------------
 //
 // A call from Python spends more on handing over lists of integers than a small convolution takes. So Python binds
@@ -372,74 +359,25 @@ const Bound& bound_at(int64_t number) {
   return bound[number];
 }
 
-void check_sizes(const Tensor& tensor, const int64_t* sizes, const char* what) {
-  bool equal = tensor.dim() == 4;
-  for (int axis = 0; equal && axis < 4; ++axis) equal = tensor.size(axis) == sizes[axis];
-  STD_TORCH_CHECK(equal, "pyconv: ", what, " does not have the shape [", sizes[0], ", ", sizes[1], ", ", sizes[2],
-                  ", ", sizes[3], "] that this launch was bound to");
-}
-
 Tensor conv2d_bound(const Tensor& a, std::optional<Tensor> b, std::optional<Tensor> bias, int64_t number) {
-  const Bound& launch_of = bound_at(number);
-  const Conv2dProblem& problem = launch_of.conv2d;
-  const std::string& pass = launch_of.pass;
-  const int64_t x[4] = {problem.n, problem.c, problem.h, problem.w};
-  const int64_t w[4] = {problem.k, problem.group_c(), problem.r, problem.s};
-  const int64_t y[4] = {problem.n, problem.k, problem.p(), problem.q()};
-  const bool reads_y = pass == "dgrad" || pass == "bgrad";
-  check_sizes(a, reads_y ? y : x, reads_y ? "dy" : "x");
-  STD_TORCH_CHECK(dtype_of(a) == problem.dtype, "pyconv: the dtype is not the one this launch was bound to");
-  if (pass == "bgrad") return launch(launch_of.kernel, problem, a, nullptr, nullptr, make_vector(problem.k, a));
-  STD_TORCH_CHECK(b.has_value(), "pyconv: ", launch_of.kernel, " takes two operands");
-  check_sizes(*b, pass == "wgrad" ? y : w, pass == "wgrad" ? "dy" : "w");
-  const std::optional<Tensor> bias_dense = dense_bias(bias, problem);
-  const int64_t* out = pass == "fprop" ? y : pass == "dgrad" ? x : w;
-  return launch(launch_of.kernel, problem, a, &*b, bias_dense ? bias_dense->const_data_ptr() : nullptr,
-                make(out, problem.layout, aoti_dtype(a)));
-}
-
-// fprop and fprop_argmax take x, dgrad dy and argmax, gather x and argmax.
-const Bound& checked_pool2d(const Tensor& a, int64_t number) {
-  const Bound& launch_of = bound_at(number);
-  const Pool2dProblem& problem = launch_of.pool2d;
-  const bool reads_y = launch_of.pass == "dgrad";
-  const int64_t x[4] = {problem.n, problem.c, problem.h, problem.w};
-  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
-  check_sizes(a, reads_y ? y : x, reads_y ? "dy" : "x");
-  STD_TORCH_CHECK(dtype_of(a) == problem.dtype, "pyconv: the dtype is not the one this launch was bound to");
-  return launch_of;
+  const Bound& launch = bound_at(number);
+  return run_conv2d(launch.kernel, launch.pass, launch.conv2d, a, b, bias);
 }
 
 Tensor max_pool2d_bound(const Tensor& a, std::optional<Tensor> argmax, int64_t number) {
-  const Bound& launch_of = checked_pool2d(a, number);
-  const Pool2dProblem& problem = launch_of.pool2d;
-  const bool is_dgrad = launch_of.pass == "dgrad";
-  STD_TORCH_CHECK(launch_of.pass != "fprop_argmax", "pyconv: fprop_argmax has an operator of its own");
-  STD_TORCH_CHECK(argmax.has_value() == (launch_of.pass != "fprop"), "pyconv: ", launch_of.kernel,
-                  argmax ? " takes no argmax" : " takes an argmax");
-  const int64_t out_sizes[4] = {problem.n, problem.c, is_dgrad ? problem.h : problem.p(),
-                                is_dgrad ? problem.w : problem.q()};
-  Tensor out = make(out_sizes, problem.layout, aoti_dtype(a));
-  launch(launch_of.kernel, problem, a, argmax ? &*argmax : nullptr, out, nullptr);
-  return out;
+  const Bound& launch = bound_at(number);
+  return run_pool2d(launch.kernel, launch.pass, launch.pool2d, a, argmax);
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_argmax_bound(const Tensor& x, int64_t number) {
-  const Bound& launch_of = checked_pool2d(x, number);
-  const Pool2dProblem& problem = launch_of.pool2d;
-  STD_TORCH_CHECK(launch_of.pass == "fprop_argmax", "pyconv: ", launch_of.kernel, " returns no argmax");
-  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
-  Tensor out = make(y, problem.layout, aoti_dtype(x));
-  Tensor argmax = make(y, problem.layout, aoti_torch_dtype_int32());
-  launch(launch_of.kernel, problem, x, nullptr, out, &argmax);
-  return {out, argmax};
+  const Bound& launch = bound_at(number);
+  std::optional<Tensor> argmax;
+  const Tensor y = run_pool2d(launch.kernel, launch.pass, launch.pool2d, x, std::nullopt, &argmax);
+  return {y, *argmax};
 }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, library) {
-  library.impl("conv2d_bound", TORCH_BOX(&conv2d_bound));
-  library.impl("max_pool2d_bound", TORCH_BOX(&max_pool2d_bound));
-  library.impl("max_pool2d_argmax_bound", TORCH_BOX(&max_pool2d_argmax_bound));
   library.impl("conv2d_fprop", TORCH_BOX(&conv2d_fprop));
   library.impl("conv2d_dgrad", TORCH_BOX(&conv2d_dgrad));
   library.impl("conv2d_wgrad", TORCH_BOX(&conv2d_wgrad));
@@ -448,6 +386,9 @@ STABLE_TORCH_LIBRARY_IMPL(pyconv, CPU, library) {
   library.impl("max_pool2d_argmax", TORCH_BOX(&max_pool2d_argmax));
   library.impl("max_pool2d_dgrad", TORCH_BOX(&max_pool2d_dgrad));
   library.impl("max_pool2d_gather", TORCH_BOX(&max_pool2d_gather));
+  library.impl("conv2d_bound", TORCH_BOX(&conv2d_bound));
+  library.impl("max_pool2d_bound", TORCH_BOX(&max_pool2d_bound));
+  library.impl("max_pool2d_argmax_bound", TORCH_BOX(&max_pool2d_argmax_bound));
 }
 
 // ---- What Python asks about the library itself, through ctypes (pyconv/backends/cpu.py) ---------------

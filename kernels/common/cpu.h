@@ -58,9 +58,10 @@ struct Pool2dArgs {
 };
 
 using Conv2dRun = void (*)(const Conv2dProblem&, const Conv2dArgs&);
-using Conv2dWorkspace = int64_t (*)(const Conv2dProblem&, int threads);  // bytes
+// Bytes of workspace, or -1 for a problem that the kernel cannot do (its table line says so first).
+using Conv2dWorkspace = int64_t (*)(const Conv2dProblem&, int threads);
 using Pool2dRun = void (*)(const Pool2dProblem&, const Pool2dArgs&);
-using Pool2dWorkspace = int64_t (*)(const Pool2dProblem&, int threads);  // bytes
+using Pool2dWorkspace = int64_t (*)(const Pool2dProblem&, int threads);
 
 // Called by static initialisers. A null workspace function means none is needed.
 bool add_kernel(const char* isa, const char* name, Conv2dRun run, Conv2dWorkspace workspace);

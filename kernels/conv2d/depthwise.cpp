@@ -224,6 +224,7 @@ void run(const Conv2dProblem& problem, const Conv2dArgs& args) {
 
 template <bool kDgrad>
 int64_t workspace(const Conv2dProblem& problem, int) {
+  if (!is_depthwise(problem)) return -1;
   return Depthwise<float>::row_sizes(problem, kDgrad).bytes() +
          Depthwise<float>::col_sizes(problem, kDgrad).bytes() +
          (problem.layout == kNhwc ? problem.w_size() * int64_t(problem.dtype == kFloat64 ? 8 : 4) : 0);

@@ -1,9 +1,10 @@
 // The index map of a depthwise convolution along one axis, the same for gathering y from x and dx from dy.
 //
 //   fprop   y[q] gathers x[q*stride - pad + s*dilation] from every tap s
-//   dgrad   dx[w] gathers dy[(w + pad - s*dilation) / stride] from the taps for which that divides: those depend
-//   on
-//           the phase w % stride alone, and within a phase neighbouring outputs read neighbouring inputs
+//   dgrad   dx[w] gathers dy[(w + pad - s*dilation) / stride] from the taps for which that divides
+//
+// Which taps those are depends on the phase w % stride alone, and within a phase neighbouring outputs read
+// neighbouring inputs.
 //
 // So in both, output `phase + i*out_step` reads input `first + i*in_step` from each tap of its phase, for the i of
 // [begin, end) whose input exists. Padding is never read, so no zero is ever multiplied with a weight.
@@ -16,6 +17,11 @@
 namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
+
+// One filter for each channel. The kernels refuse anything else.
+inline bool is_depthwise(const Conv2dProblem& problem) {
+  return problem.groups == problem.c && problem.groups == problem.k;
+}
 
 struct DepthwiseTap {
   int64_t tap, first;

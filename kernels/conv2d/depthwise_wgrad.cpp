@@ -190,6 +190,7 @@ void depthwise_wgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
 }
 
 int64_t depthwise_wgrad_workspace(const Conv2dProblem& problem, int) {
+  if (!is_depthwise(problem)) return -1;
   return row_sizes(problem).bytes() + col_sizes(problem).bytes() +
          chunk_count(problem) * problem.w_size() * int64_t(problem.dtype == kFloat64 ? 8 : 4);
 }

@@ -11,6 +11,8 @@
 //
 // Padding is multiplied, as zeros: an Inf or NaN of w (fprop, dgrad) or dy (wgrad) also reaches the outputs whose
 // filter position lies on padding. Everything else propagates exactly.
+#include <algorithm>
+
 #include "conv2d/im2col_gather_nchw.h"
 #include "conv2d/im2col_gather_nhwc.h"
 #include "conv2d/im2col_wgrad.h"
@@ -152,12 +154,22 @@ void wgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
   wgrad(problem, map, static_cast<const T*>(args.b), static_cast<T*>(args.out), static_cast<T*>(args.workspace));
 }
 
+// Places within one source row, padding included, are counted in 32-bit lanes.
+bool rows_fit(const Conv2dProblem& problem) {
+  const int64_t side = problem.pad_left + problem.pad_right, q = problem.q() + side, w = problem.w + side;
+  const int64_t widest = problem.layout == kNhwc
+                             ? std::max(w * problem.c, q * problem.k)
+                             : std::max({w, q, problem.h * problem.w, problem.p() * problem.q()});
+  return widest < int64_t(1) << 30;
+}
+
 // One entry per pass, float or double by the problem.
 #define PYCONV_BY_DTYPE(pass)                                                             \
   void im2col_##pass(const Conv2dProblem& problem, const Conv2dArgs& args) {              \
     problem.dtype == kFloat64 ? pass<double>(problem, args) : pass<float>(problem, args); \
   }                                                                                       \
   int64_t im2col_##pass##_workspace(const Conv2dProblem& problem, int threads) {          \
+    if (!rows_fit(problem)) return -1;                                                    \
     return problem.dtype == kFloat64 ? pass##_workspace<double>(problem, threads)         \
                                      : pass##_workspace<float>(problem, threads);         \
   }
