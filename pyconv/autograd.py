@@ -17,7 +17,7 @@ one backward code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -45,12 +45,16 @@ _SLOTS = {"fprop": ("x", "w", "y"), "dgrad": ("y", "w", "x"), "wgrad": ("x", "y"
 _RETURNS = {slots[2]: pass_ for pass_, slots in _SLOTS.items()}
 
 
-def _pass_into(form: Form, slot: str, known: dict[str, Tensor]) -> Tensor:
-    """The gradient of the trilinear form with respect to ``slot``, the other two being known."""
+def _derivative(slot: str, known: tuple[str, str, str]) -> tuple[str, int, int]:
+    """The pass that returns the form's gradient in ``slot``, and where its operands are in ``known``."""
     pass_ = _RETURNS[slot]
     first, second, _ = _SLOTS[pass_]
-    operands: tuple[Tensor | None, ...] = (known[first], known[second])
-    return form(pass_, *operands, None) if pass_ == "fprop" else form(pass_, *operands)  # type: ignore[no-any-return]
+    return pass_, known.index(first), known.index(second)
+
+
+def _operands(pass_: str, known: tuple[Any, ...], at: Sequence[int]) -> tuple[Tensor | None, ...]:
+    operands = (known[at[0]], known[at[1]])
+    return (*operands, None) if pass_ == "fprop" else operands  # fprop's third operand is the bias
 
 
 def _named(function: type[Function], name: str) -> type[Function]:
@@ -62,6 +66,9 @@ def _named(function: type[Function], name: str) -> type[Function]:
 
 def _pass_function(pass_: str) -> type[Function]:
     first, second, out = _SLOTS[pass_]
+    # In backward the operands and the gradient are known; in jvp the operands, one of them as a tangent.
+    pass_a, *at_a = _derivative(first, (first, second, out))
+    pass_b, *at_b = _derivative(second, (first, second, out))
 
     class Pass(Function):
         """``out = pass(a, b)``, plus a bias for fprop. ``run`` computes it without autograd."""
@@ -74,7 +81,8 @@ def _pass_function(pass_: str) -> type[Function]:
             needs_a, needs_b = ctx.needs_input_grad[2:4]
             # The derivative in one operand needs the other one only.
             ctx.save_for_backward(a if needs_b else None, b if needs_a else None)
-            ctx.save_for_forward(a, b)
+            if forward_ad._current_level >= 0:
+                ctx.save_for_forward(a, b)
             ctx.set_materialize_grads(False)
             result = run(a, b, *bias)
             ctx.shape = result.shape
@@ -85,14 +93,14 @@ def _pass_function(pass_: str) -> type[Function]:
             needs = ctx.needs_input_grad[2:]
             gradients: list[Tensor | None] = [None] * len(needs)
             if grad is not None:
-                a, b = ctx.saved_tensors
-                known = {first: a, second: b, out: grad}
+                form = ctx.form
+                known = (*ctx.saved_tensors, grad)
                 if needs[0]:
-                    gradients[0] = _pass_into(ctx.form, first, known)
+                    gradients[0] = form(pass_a, *_operands(pass_a, known, at_a))
                 if needs[1]:
-                    gradients[1] = _pass_into(ctx.form, second, known)
+                    gradients[1] = form(pass_b, *_operands(pass_b, known, at_b))
                 if len(needs) > 2 and needs[2]:
-                    gradients[2] = ctx.form("bgrad", grad)
+                    gradients[2] = form("bgrad", grad)
             return None, None, *gradients
 
         @staticmethod
@@ -100,9 +108,9 @@ def _pass_function(pass_: str) -> type[Function]:
             a, b = ctx.saved_tensors
             terms = []
             if da is not None:
-                terms.append(_pass_into(ctx.form, out, {first: da, second: b}))
+                terms.append(ctx.form(pass_, *_operands(pass_, (da, b), (0, 1))))
             if db is not None:
-                terms.append(_pass_into(ctx.form, out, {first: a, second: db}))
+                terms.append(ctx.form(pass_, *_operands(pass_, (a, db), (0, 1))))
             if dbias and dbias[0] is not None:
                 terms.append(dbias[0].view(1, -1, 1, 1).expand(ctx.shape))
             return sum(terms[1:], start=terms[0])
@@ -159,7 +167,8 @@ def _linear_function(pass_: str, transpose: str) -> type[Function]:
         def forward(ctx: Any, form: Form, run: Callable[..., Tensor], a: Tensor, argmax: Tensor) -> Tensor:
             ctx.form = form
             ctx.save_for_backward(argmax)
-            ctx.save_for_forward(argmax)
+            if forward_ad._current_level >= 0:
+                ctx.save_for_forward(argmax)
             return run(a, argmax)
 
         @staticmethod
@@ -203,6 +212,7 @@ def is_differentiated(*tensors: Any) -> bool:
 
 
 _FORWARD = ("fprop", "fprop_argmax")
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -237,8 +247,11 @@ class Eager:
 
     def __call__(self, pass_: str, *tensors: Tensor | None) -> Any:
         if pass_ not in _FORWARD:
+            # A backward may meet what its forward did not: a mode (fake tensors, counters, checkpointing), or
+            # the batch of autograd.grad(..., is_grads_batched=True) in the disguise of a tensor.
+            if _dispatch_modes():
+                return self._registered(pass_, *tensors)
             for tensor in tensors:
-                # autograd.grad(..., is_grads_batched=True) hands its batch to a backward in this disguise.
                 if _is_batched(tensor):  # type: ignore[arg-type]
                     return self._registered(pass_, *tensors)
         if not is_differentiated(*tensors):

@@ -146,14 +146,13 @@ def explain(
 ) -> None:
     """Which kernel runs each pass of a problem, and why each of the others does not."""
     from pyconv.errors import UsageError
-    from pyconv.problem import parse_problem
-    from pyconv.tables import explanation
+    from pyconv.selection import explain as explain_selection
 
     try:
-        parsed = parse_problem(problem)
+        explanation = explain_selection(problem, device)
     except ValueError as error:
         raise UsageError(f"PROBLEM: {error}") from None
-    _say(explanation(parsed, device))
+    _say(str(explanation))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pyconv import backends
-from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
+from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem, parse_problem
 from pyconv.registry import BACKENDS, PASSES, Kernel, kernels
 
 
@@ -162,7 +162,35 @@ def forget() -> None:
     plan.forget()
 
 
-def explain(problem: Problem, device_type: str = "cpu") -> dict[str, list[Choice]]:
-    """For each pass of a problem, every line of the table and why it is or is not chosen."""
+class Explanation(dict[str, list[Choice]]):
+    """For each pass, every line of the table and what selection says of it; ``str()`` is for reading."""
+
+    def __init__(self, problem: Problem, choices_by_pass: dict[str, list[Choice]]) -> None:
+        super().__init__(choices_by_pass)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        lines = [str(self.problem)]
+        for pass_, lines_of_table in self.items():
+            gflop, megabytes = self.problem.flops(pass_) / 1e9, self.problem.bytes(pass_) / 1e6
+            lines.append(f"{pass_}: {gflop:.4g} Gflop, at least {megabytes:.4g} MB of traffic")
+            lines += [
+                f"  {'*' if choice.chosen else ' '} {choice.kernel.id:<36} {choice.reason}"
+                for choice in lines_of_table
+            ]
+        return "\n".join(lines)
+
+
+def explain(problem: Problem | str, device_type: str = "cpu") -> Explanation:
+    """Which kernel runs each pass of a problem, and why each of the others does not.
+
+    Args:
+        problem: A descriptor or its text form. ``print(pyconv.explain("conv2d ..."))`` shows the whole table.
+
+    Raises:
+        ValueError: if the text form is not understood.
+    """
+    if isinstance(problem, str):
+        problem = parse_problem(problem)
     operation = "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
-    return {pass_: choices(problem, pass_, device_type) for pass_ in PASSES[operation]}
+    return Explanation(problem, {pass_: choices(problem, pass_, device_type) for pass_ in PASSES[operation]})

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyconv import functional, nn
 from pyconv.problem import Problem
 from pyconv.registry import Kernel, kernels
-from pyconv.selection import explain, select
+from pyconv.selection import select
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ("kernel", "backend", "dtypes", "layouts", "promises", "NaN/Inf", "accuracy", "proved on", "source")
@@ -57,18 +57,6 @@ def markdown() -> str:
             words[-1] = f"[{kernel.source}](kernels/{kernel.source})"
         lines.append("| " + " | ".join(words) + " |")
     return "\n".join(lines) + "\n"
-
-
-def explanation(problem: Problem, device_type: str = "cpu") -> str:
-    """What selection says about every line of the table, pass by pass."""
-    lines = [str(problem)]
-    for pass_, choices in explain(problem, device_type).items():
-        gflop, megabytes = problem.flops(pass_) / 1e9, problem.bytes(pass_) / 1e6
-        lines.append(f"{pass_}: {gflop:.4g} Gflop, at least {megabytes:.4g} MB of traffic")
-        lines += [
-            f"  {'*' if choice.chosen else ' '} {choice.kernel.id:<36} {choice.reason}" for choice in choices
-        ]
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
