@@ -29,10 +29,15 @@ bench: setup
 	@echo "== benchmark: pyconv against torch's own kernels"
 	$(PY) -m bench.run $(ARGS)
 
-# Needs no network and no virtual environment: any Python that has torch, pytest, cmake and ninja.
-#   make gpu PYTHON=python3
+# With PYTHON given it needs no network and no virtual environment, but a Python that has torch and what else the
+# tests use: make gpu PYTHON=python3
+ifeq ($(origin PYTHON),command line)
 gpu:
 	$(PYTHON) -m bench.gpu $(ARGS)
+else
+gpu: setup
+	$(PY) -m bench.gpu $(ARGS)
+endif
 
 lint: setup
 	$(PY) -m ruff check .

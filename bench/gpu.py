@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
-
 
 def _nothing(why: str) -> int:
     print(f"make gpu: {why} Nothing was run.", file=sys.stderr)
@@ -13,6 +11,10 @@ def _nothing(why: str) -> int:
 
 
 def main() -> int:
+    try:
+        import torch
+    except ImportError:
+        return _nothing(f"{sys.executable} has no torch; name one that has: make gpu PYTHON=...")
     if not torch.cuda.is_available():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU only"
         return _nothing(f"torch finds no CUDA device here (torch {torch.__version__}, {build}).")

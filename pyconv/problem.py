@@ -97,9 +97,17 @@ def _check_volumes(problem: object, volumes: dict[str, int]) -> None:
 
 
 class _Fields:
-    """What both descriptors share: the C struct of the same fields."""
+    """What both descriptors share."""
 
     _c_struct: ClassVar[type[ctypes.Structure]]
+    n: int
+    c: int
+    h: int
+    w: int
+    pad_top: int
+    pad_bottom: int
+    pad_left: int
+    pad_right: int
     dtype: str
     layout: Layout
 
@@ -109,6 +117,27 @@ class _Fields:
         values["dtype"] = list(DTYPES).index(values["dtype"])
         values["layout"] = LAYOUTS.index(values["layout"])
         return self._c_struct(**values)
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        """``(top, bottom, left, right)``."""
+        return self.pad_top, self.pad_bottom, self.pad_left, self.pad_right
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.c, self.h, self.w
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        raise NotImplementedError
+
+    @property
+    def x_size(self) -> int:
+        return math.prod(self.x_shape)
+
+    @property
+    def y_size(self) -> int:
+        return math.prod(self.y_shape)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -183,15 +212,6 @@ class Conv2dProblem(_Fields):
         return self.k // self.groups
 
     @property
-    def padding(self) -> tuple[int, int, int, int]:
-        """``(top, bottom, left, right)``."""
-        return self.pad_top, self.pad_bottom, self.pad_left, self.pad_right
-
-    @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.h, self.w
-
-    @property
     def w_shape(self) -> tuple[int, int, int, int]:
         return self.k, self.group_c, self.r, self.s
 
@@ -200,16 +220,8 @@ class Conv2dProblem(_Fields):
         return self.n, self.k, self.p, self.q
 
     @property
-    def x_size(self) -> int:
-        return math.prod(self.x_shape)
-
-    @property
     def w_size(self) -> int:
         return math.prod(self.w_shape)
-
-    @property
-    def y_size(self) -> int:
-        return math.prod(self.y_shape)
 
     def gemm(self, pass_: str) -> tuple[int, int, int]:
         """``(gemm_m, gemm_n, gemm_k)`` of one group of the implicit GEMM of ``pass_``."""
@@ -301,25 +313,8 @@ class Pool2dProblem(_Fields):
         return self._extent(self.w, self.pad_left, self.pad_right, self.s, self.stride_w, self.dilation_w)
 
     @property
-    def padding(self) -> tuple[int, int, int, int]:
-        """``(top, bottom, left, right)``."""
-        return self.pad_top, self.pad_bottom, self.pad_left, self.pad_right
-
-    @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.c, self.h, self.w
-
-    @property
     def y_shape(self) -> tuple[int, int, int, int]:
         return self.n, self.c, self.p, self.q
-
-    @property
-    def x_size(self) -> int:
-        return math.prod(self.x_shape)
-
-    @property
-    def y_size(self) -> int:
-        return math.prod(self.y_shape)
 
     def flops(self, pass_: str) -> int:
         """Comparisons (forward) or additions (dgrad)."""

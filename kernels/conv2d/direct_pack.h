@@ -1,46 +1,17 @@
 // Packing filters for the direct kernels: once per call, so that the inner loops read w in one ascending stream.
 //
-//   nhwc   panel[class][in block][tap row][tap column][in][nr]   nr output channels in vector lanes, 0 beyond the
-//   last nchw   panel[class][in][tap row][tap column][mr]             mr output channels, one broadcast each
+//   nhwc   panel[class][in block][tap row][tap column][in][nr]   nr output channels in vector lanes, the rest 0
+//   nchw   panel[class][in][tap row][tap column][mr]             mr output channels, one broadcast each
 //
 // One panel holds all classes of its output channels (index_map.h). fprop turns rows of w into lanes, which is a
 // transposition; dgrad reads w with the roles of c and k exchanged.
 #pragma once
-#include <utility>
-
-#include "common/simd.h"
+#include "common/transpose.h"
 #include "index_map.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
-
-template <class T, int... kLane>
-inline Vec<T> interleave_low(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes<T>)...);
-}
-
-template <class T, int... kLane>
-inline Vec<T> interleave_high(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(a, b, (kLanes<T> / 2 + kLane / 2 + kLane % 2 * kLanes<T>)...);
-}
-
-// A square of kLanes x kLanes: log2(kLanes) perfect shuffles, each of which rotates the bits of the position.
-template <class T>
-inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr std::make_integer_sequence<int, kLanes<T>> kLane{};
-#pragma GCC unroll 4
-  for (int stage = 1; stage < kLanes<T>; stage *= 2) {
-    Vec<T> next[kLanes<T>];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T> / 2; ++i) {
-      next[2 * i] = interleave_low<T>(rows[i], rows[i + kLanes<T> / 2], kLane);
-      next[2 * i + 1] = interleave_high<T>(rows[i], rows[i + kLanes<T> / 2], kLane);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
-  }
-}
 
 // to[col*to_stride + row] = from[row*from_stride + col] for row < rows, 0 for rows <= row < padded_rows.
 template <class T>

@@ -1,47 +1,15 @@
 // Packing for the direct weight gradient: both operands become [pixel][channel] panels, whatever their layout.
 //
 //   nhwc: a panel is a copy of a slice of each pixel's channels.
-//   nchw: a panel is a transpose, kLanes x kLanes elements at a time in registers: log2(kLanes) rounds, each of
-//   which
-//         interleaves row i with row i + kLanes/2.
+//   nchw: a panel is a transpose, kLanes x kLanes elements at a time in registers.
 //
 // Only elements inside the image are packed: the tile's ranges never reach padding, so no zero is ever multiplied.
 #pragma once
-#include <utility>
-
-#include "common/simd.h"
+#include "common/transpose.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
-
-template <class T, int... kLane>
-inline Vec<T> interleave_low(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes<T>)...);
-}
-template <class T, int... kLane>
-inline Vec<T> interleave_high(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(a, b, (kLanes<T> / 2 + kLane / 2 + kLane % 2 * kLanes<T>)...);
-}
-template <class T, int... kLane>
-inline Vec<T> even_lanes(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(a, b, (2 * kLane)...);
-}
-
-// rows[i][j] -> rows[j][i]
-template <class T>
-inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int kHalf = kLanes<T> / 2;
-  using Lanes = std::make_integer_sequence<int, kLanes<T>>;
-  for (int round = 1; round < kLanes<T>; round *= 2) {
-    Vec<T> next[kLanes<T>];
-    for (int i = 0; i < kHalf; ++i) {
-      next[2 * i] = interleave_low<T>(rows[i], rows[i + kHalf], Lanes{});
-      next[2 * i + 1] = interleave_high<T>(rows[i], rows[i + kHalf], Lanes{});
-    }
-    for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
-  }
-}
 
 // from[0], from[step], ..., `count` of them (1..kLanes); the other lanes are zero.
 template <class T>
@@ -51,7 +19,7 @@ inline Vec<T> load_strided(const T* from, int64_t step, int count) {
     const int last = 2 * count - 1;  // elements from the first to the last wanted, inclusive
     const int low = last < kLanes<T> ? last : kLanes<T>, high = last - low;
     const Vec<T> a = low == kLanes<T> ? load(from) : load_partial(from, low);
-    return even_lanes<T>(a, load_partial(from + low, high), std::make_integer_sequence<int, kLanes<T>>{});
+    return even_lanes<T>(a, load_partial(from + low, high), LaneList<T>{});
   }
   T lanes[kLanes<T>] = {};
   for (int lane = 0; lane < count; ++lane) lanes[lane] = from[lane * step];

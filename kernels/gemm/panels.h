@@ -13,7 +13,7 @@
 #pragma once
 #include <utility>
 
-#include "common/simd.h"
+#include "common/transpose.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {
@@ -59,42 +59,6 @@ template <class T>
 inline int64_t panel_offset(int64_t k0, int64_t columns) {
   const int64_t blocks = ceil_div(k0, GemmConfig<T>::kKc);
   return ceil_div(columns, GemmConfig<T>::kNr) * (k0 * GemmConfig<T>::kNr + blocks * kLanes<T>);
-}
-
-// ---- Shuffles ----------------------------------------------------------------------------------------
-
-// Two steps keep one expression for every width: the lane numbers are a compile-time list.
-template <class T, int... lane>
-inline Vec<T> interleave_low(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * kLanes<T>)...);
-}
-template <class T, int... lane>
-inline Vec<T> interleave_high(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(a, b, (kLanes<T> / 2 + lane / 2 + lane % 2 * kLanes<T>)...);
-}
-template <class T, int... lane>
-inline Vec<T> even_lanes(const Vec<T>& a, const Vec<T>& b, std::integer_sequence<int, lane...>) {
-  return __builtin_shufflevector(a, b, (2 * lane)...);
-}
-template <class T>
-using LaneList = std::make_integer_sequence<int, kLanes<T>>;
-
-// rows[i][j] <-> rows[j][i]. Each stage rotates the bits of (row, lane) by one place; log2(lanes) stages
-// exchange row and lane.
-template <class T>
-inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int kHalf = kLanes<T> / 2;
-#pragma GCC unroll 4
-  for (int stage = 1; stage < kLanes<T>; stage *= 2) {
-    Vec<T> next[kLanes<T>];
-#pragma GCC unroll 8
-    for (int i = 0; i < kHalf; ++i) {
-      next[2 * i] = interleave_low<T>(rows[i], rows[i + kHalf], LaneList<T>{});
-      next[2 * i + 1] = interleave_high<T>(rows[i], rows[i + kHalf], LaneList<T>{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
-  }
 }
 
 // ---- Loads that know where a row ends ----------------------------------------------------------------
