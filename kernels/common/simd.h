@@ -94,6 +94,21 @@ inline void store_partial(T* to, const Vec<T>& value, int count) {
 #endif
 }
 
+// a*b + c, rounded once where the instruction set can. For sums that must have the bits of another loop's: left to
+// itself a compiler may contract one of the two and not the other.
+template <class T>
+inline Vec<T> multiply_add(const Vec<T>& a, const Vec<T>& b, const Vec<T>& c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Lane by lane `yes` where the mask is set, else `no`.
 template <class T>
 inline Vec<T> select(const Mask<T>& mask, const Vec<T>& yes, const Vec<T>& no) {

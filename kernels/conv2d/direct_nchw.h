@@ -94,7 +94,7 @@ void nchw_tile_masked(const TileInput<T>& input, const T* x, const T* valid, con
     for (int64_t c = first; c < std::min(first + chunk, input.channels); ++c) {
       for (int64_t tap = 0; tap < input.taps; ++tap, w += mr) {
         const int64_t offset = input.tap_offsets[tap];
-        const Vec<T> next = acc + broadcast(*w) * load(x + c * input.channel_size + offset);
+        const Vec<T> next = multiply_add<T>(broadcast(*w), load(x + c * input.channel_size + offset), acc);
         acc = select<T>(load(valid + offset) != Vec<T>{}, next, acc);
       }
     }
