@@ -22,7 +22,7 @@ struct WgradTile {
   static constexpr int kMr = kVectorRegisters == 32 ? 14 : 6;
   static constexpr int kNr = 2;
   // Pixels added one after the other. torch sums small problems in short chains, and the rounding error of ours
-  // may be at most twice as large; folding a chain costs about 3 % of its products.
+  // may be at most twice as large; a chain is folded with one load, addition and store for 64 FMAs.
   static constexpr int64_t kChain = 64;
 };
 static_assert(WgradTile::kMr * WgradTile::kNr + WgradTile::kNr + 1 <= kVectorRegisters, "the tile would spill");

@@ -30,9 +30,9 @@ struct Tile {
   const T* column_bias;  // one per column, or null
 };
 
-// Terms added one after the other. The rounding error of a sum grows with the length of its chains: 128 keeps it
-// at torch's level for gemm_k in the thousands, and folding a chain costs about 1 % of its products.
-constexpr int64_t kChain = 128;
+// Terms added one after the other. The rounding error of a sum grows with the length of its chains: 64 keeps it at
+// torch's level for short sums too. A chain is folded with one load, addition and store for 64 FMAs.
+constexpr int64_t kChain = 64;
 
 template <class T>
 using MicroKernel = void (*)(int64_t kc, const T* a, const T* b, const Tile<T>& tile, bool first);
