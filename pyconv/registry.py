@@ -12,9 +12,12 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pyconv.problem import CONV2D_PASSES, DTYPES, LAYOUTS, POOL2D_PASSES, Problem
+
+if TYPE_CHECKING:
+    from pyconv.backends.program import MakeProgram
 
 PASSES: dict[str, tuple[str, ...]] = {"conv2d": CONV2D_PASSES, "maxpool2d": POOL2D_PASSES}
 BACKENDS = ("cpu", "cuda", "numba", "numba-cpu", "aten")
@@ -46,6 +49,7 @@ class Kernel:
             weight over padding gives NaN; ``tile``: it may reach the outputs of its tile.
         accuracy: ``standard``: relative L2 error at most twice torch's own; else the measured bound.
         proved: Where the battery has passed on it.
+        program: For ``cuda``, the launches of a problem (:mod:`pyconv.backends.program`).
     """
 
     operation: Literal["conv2d", "maxpool2d"]
@@ -62,6 +66,7 @@ class Kernel:
     nonfinite: Literal["local", "padding", "tile"] = "local"
     accuracy: str = "standard"
     proved: tuple[str, ...] = ()
+    program: MakeProgram | None = None
 
     def __post_init__(self) -> None:
         for name, value, accepted in (

@@ -6,7 +6,7 @@
 //   x[n,c,h,w]   w[k,c/groups,r,s]   y[n,k,p,q]
 //   h = p*stride_h - pad_top + r*dilation_h          (the same for w, with pad_left)
 #pragma once
-#ifdef __CUDACC_RTC__
+#ifdef __CUDACC_RTC__  // NVRTC has no standard headers
 typedef int int32_t;
 typedef long long int64_t;
 #else
