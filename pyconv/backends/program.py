@@ -52,6 +52,9 @@ class Step:
         grid, block: Blocks and threads. A step with an empty grid is not launched.
         arguments: In the order of the kernel's parameters. Where a pass has no bias, ``"bias"`` is null.
         shared_bytes: Dynamic shared memory of a block.
+        sass: Machine instructions that make the kernel what it claims to be, such as ``HMMA.16816.F32.BF16``,
+            ``LDSM``, ``LDGSTS.E.BYPASS.128``, ``LDG.E.128``; each is a prefix of whole parts between dots. The
+            gates (:mod:`pyconv.gates`) fail if the compiled instantiation lacks one on any architecture.
     """
 
     source: str
@@ -60,6 +63,7 @@ class Step:
     block: tuple[int, int, int]
     arguments: tuple[Argument, ...]
     shared_bytes: int = 0
+    sass: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
