@@ -1,0 +1,101 @@
+// What every rung of the CUDA GEMM ladder computes, and how it is told where the matrices lie.
+//
+//   C[m, n] = sum over k of A[m, k] * B[k, n]  (+ bias[m] or bias[n])      0 <= m < gemm_m, and so on
+//
+// for `batch` independent products (the groups of a convolution), each cut into `splits` parts of its gemm_k.
+//
+// A matrix is lines of consecutive elements. Which index counts within a line is a template argument:
+//
+//             kKMajor: a line runs along k        kMnMajor: a line runs along m (of A) or n (of B)
+//   A         line m, place k  (row-major)        line k, place m  (column-major)
+//   B         line n, place k  (column-major)     line k, place n  (row-major)
+//   C         always                              line m, place n
+//
+// The element at (line, place) of one matrix of the batch is at
+//
+//   offset + batch*batch_stride + line*line_stride + place / segment * segment_stride + place % segment
+//
+// A line is cut into segments so that a tensor of images can be an operand in place: the k x npq matrix of an nchw
+// y[n][k][p][q] has lines of n segments of pq elements, segment_stride = k*pq apart. A line in one piece has
+// segment >= its places, and any segment_stride.
+//
+// Blocks of a grid are flat: gemm_block() says which tile blockIdx.x has. A kernel takes, in this order,
+//
+//   gemm_x<T, C, A_MAJOR, B_MAJOR, ...>(GemmProblem problem, const T* a, const T* b, const T* bias, C* c)
+//
+// and C is T, or Accumulator<T> where c holds partial sums that a later step adds up.
+#pragma once
+#include "common/numbers.h"
+
+namespace pyconv {
+
+enum Major : int32_t { kKMajor = 0, kMnMajor = 1 };
+enum BiasAlong : int32_t { kBiasAlongM = 0, kBiasAlongN = 1 };
+
+// Sizes and strides in elements. Python's twin is in gemm_launch.py: same fields, same order.
+struct MatrixLayout {
+  int64_t offset, batch_stride, line_stride, segment_stride;
+  int32_t segment;  // at least 1
+  int32_t extent;   // places in a line
+};
+
+struct GemmProblem {
+  MatrixLayout a, b, c;
+  int64_t split_stride;  // of c, from the partial sums of one split to those of the next
+  int64_t bias_stride;   // of the bias, from one product of the batch to the next
+  int32_t gemm_m, gemm_n, gemm_k;
+  int32_t batch;
+  int32_t splits;
+  int32_t split_k;     // terms of one split: a multiple of every rung's BK; the last split may have fewer
+  int32_t bias_along;  // BiasAlong; there is none if its pointer is null
+  int32_t accumulate;  // 1: c += instead of c =
+};
+
+// What one block computes: C[m0 .. m0+BM, n0 .. n0+BN] of one product, over the terms k_begin <= k < k_end.
+struct GemmBlock {
+  int m0, n0, k_begin, k_end;
+  int batch, split;
+};
+
+// Rows of tiles that are walked together. Blocks start in the order of blockIdx.x, so those that run at the same
+// time share kBand tiles of A and the tiles of B next to each other: both are then read from the L2 cache. With
+// gemm_m <= kBand tiles (the filters of most layers) every operand is read from DRAM about once.
+constexpr int kBand = 8;
+
+template <int BM, int BN>
+PYCONV_DEVICE GemmBlock gemm_block(const GemmProblem& problem, unsigned block) {
+  const unsigned tiles_m = unsigned(ceil_div(problem.gemm_m, BM)),
+                 tiles_n = unsigned(ceil_div(problem.gemm_n, BN));
+  const unsigned tile = block % (tiles_m * tiles_n), product = block / (tiles_m * tiles_n);
+  const unsigned band = tile / (kBand * tiles_n), in_band = tile % (kBand * tiles_n);
+  const unsigned rows = tiles_m - band * kBand < kBand ? tiles_m - band * kBand : kBand;
+
+  GemmBlock at;
+  at.m0 = int(band * kBand + in_band % rows) * BM;
+  at.n0 = int(in_band / rows) * BN;
+  at.split = int(product % unsigned(problem.splits));
+  at.batch = int(product / unsigned(problem.splits));
+  at.k_begin = at.split * problem.split_k;
+  at.k_end = problem.gemm_k - at.k_begin < problem.split_k ? problem.gemm_k : at.k_begin + problem.split_k;
+  return at;
+}
+
+// Where a line and a place within lines lie, from the first element of the matrix of the batch.
+PYCONV_DEVICE int64_t line_offset(const MatrixLayout& matrix, int line) { return line * matrix.line_stride; }
+PYCONV_DEVICE int64_t place_offset(const MatrixLayout& matrix, int place) {
+  const int segment = place / matrix.segment;
+  return segment * matrix.segment_stride + (place - segment * matrix.segment);
+}
+PYCONV_DEVICE int64_t batch_offset(const MatrixLayout& matrix, int batch) {
+  return matrix.offset + batch * matrix.batch_stride;
+}
+
+// What goes to C[m, n], for the part of the sum that a block has. `bias` and `c` are at the product of the batch.
+template <class T, class C>
+PYCONV_DEVICE Accumulator<T> gemm_result(const GemmProblem& problem, const T* bias, const C* c, int m, int n,
+                                         bool accumulate, Accumulator<T> sum) {
+  if (bias) sum += widen(bias[problem.bias_along == kBiasAlongM ? m : n]);
+  return accumulate ? widen(*c) + sum : sum;
+}
+
+}  // namespace pyconv
