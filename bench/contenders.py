@@ -49,13 +49,13 @@ class Contender:
 class OperandSets:
     """Several sets of operands of one case, together larger than the last-level cache, handed out in turn."""
 
-    def __init__(self, problem: Problem, pass_: str) -> None:
-        first = _operands(problem, pass_, seed=0)
+    def __init__(self, problem: Problem, pass_: str, device: str = "cpu") -> None:
+        first = _operands(problem, pass_, 0, device)
         size = sum(tensor.nbytes for tensor in first.values())
         # What a call pass measures is the call, so its operands stay in the cache.
-        wanted = 1 if pass_ in CALL_PASSES else -(-2 * last_level_cache() // max(size, 1))
-        self.sets = [first]
-        self.sets += [_operands(problem, pass_, seed) for seed in range(1, max(1, min(wanted, _MOST_SETS)))]
+        wanted = 1 if pass_ in CALL_PASSES else -(-2 * last_level_cache(device) // max(size, 1))
+        seeds = range(1, max(1, min(wanted, _MOST_SETS)))
+        self.sets = [first, *(_operands(problem, pass_, seed, device) for seed in seeds)]
         self._turns = itertools.cycle(self.sets)
 
     def pick(self, takes: tuple[str, ...]) -> Iterator[tuple[Tensor | None, ...]]:
@@ -66,11 +66,11 @@ class OperandSets:
         return tuple(self.sets[0].get(name) for name in takes)
 
 
-def _operands(problem: Problem, pass_: str, seed: int) -> Operands:
-    generator = torch.Generator().manual_seed(seed)
+def _operands(problem: Problem, pass_: str, seed: int, device: str) -> Operands:
+    generator = torch.Generator(device).manual_seed(seed)
 
     def random(shape: tuple[int, ...]) -> Tensor:
-        values = torch.randn(shape, generator=generator, dtype=torch.float32)
+        values = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         return values.to(problem.torch_dtype).contiguous(memory_format=problem.memory_format)
 
     shapes: dict[str, tuple[int, ...]] = {"x": problem.x_shape, "dy": problem.y_shape}
@@ -148,25 +148,29 @@ def _public(library: str, problem: Problem, pass_: str) -> Contender:
 # ---- torch's own kernels -----------------------------------------------------------------------------------
 
 
-def torch_contender(problem: Problem, pass_: str) -> Contender:
+def torch_contender(problem: Problem, pass_: str, device: str = "cpu") -> Contender:
     """torch's operator for one pass. Raises ``ValueError`` where torch has none."""
     if pass_ in CALL_PASSES:
         return _public("torch", problem, pass_)
     if isinstance(problem, Conv2dProblem):
-        call, takes = _torch_conv2d(problem, pass_)
+        call, takes = _torch_conv2d(problem, pass_, device)
     else:
-        call, takes = _torch_max_pool2d(problem, pass_)
+        call, takes = _torch_max_pool2d(problem, pass_, device)
     return Contender("torch", problem.layout, "aten", call, takes)
 
 
-def _torch_conv2d(problem: Conv2dProblem, pass_: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+def _torch_conv2d(
+    problem: Conv2dProblem, pass_: str, device: str
+) -> tuple[Callable[..., Any], tuple[str, ...]]:
     stride, padding, dilation, groups = _conv_arguments(problem)
     rest = (stride, padding, dilation, False, (0, 0), groups)
     backward = torch.ops.aten.convolution_backward.default
 
     # A single gradient needs of the third tensor only its shape and layout.
     def like(shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=problem.torch_dtype, memory_format=problem.memory_format)
+        return torch.empty(
+            shape, dtype=problem.torch_dtype, memory_format=problem.memory_format, device=device
+        )
 
     x, w = like(problem.x_shape), like(problem.w_shape)
     calls: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -184,10 +188,14 @@ def _torch_conv2d(problem: Conv2dProblem, pass_: str) -> tuple[Callable[..., Any
     return calls[pass_]
 
 
-def _torch_max_pool2d(problem: Pool2dProblem, pass_: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+def _torch_max_pool2d(
+    problem: Pool2dProblem, pass_: str, device: str
+) -> tuple[Callable[..., Any], tuple[str, ...]]:
     rest = _pool_arguments(problem)
     backward = torch.ops.aten.max_pool2d_with_indices_backward.default
-    x = torch.empty(problem.x_shape, dtype=problem.torch_dtype, memory_format=problem.memory_format)
+    x = torch.empty(
+        problem.x_shape, dtype=problem.torch_dtype, memory_format=problem.memory_format, device=device
+    )
     calls: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         "fprop": (lambda x: F.max_pool2d(x, *rest), ("x",)),
         "fprop_argmax": (lambda x: F.max_pool2d(x, *rest, return_indices=True), ("x",)),
@@ -204,25 +212,25 @@ _TAKES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def our_contender(problem: Problem, pass_: str) -> Contender:
+def our_contender(problem: Problem, pass_: str, device: str = "cpu") -> Contender:
     """What pyconv runs: the kernel that selection picks (``pyconv.use`` is obeyed), or the public call."""
     if pass_ in CALL_PASSES:
         return _public("pyconv", problem, pass_)
-    return _line(selection.select(problem, pass_), problem)
+    return _line(selection.select(problem, pass_, device), problem)
 
 
-def other_lines(problem: Problem, pass_: str) -> list[Contender]:
+def other_lines(problem: Problem, pass_: str, device: str = "cpu") -> list[Contender]:
     """Every line of ours that can do the problem and is not what selection picks."""
     if pass_ in CALL_PASSES:
         return []
-    chosen = selection.select(problem, pass_)
+    chosen = selection.select(problem, pass_, device)
     operation = "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
     return [
         replace(_line(kernel, problem), chosen=False)
         for kernel in kernels(operation, pass_)
         if kernel.backend != "aten"
         and kernel != chosen
-        and backends.unavailable(kernel.backend, "cpu") is None
+        and backends.unavailable(kernel.backend, device) is None
         and kernel.supports(problem) is None
     ]
 

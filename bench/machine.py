@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ def _cpuinfo() -> dict[str, str]:
 
 
 @cache
-def last_level_cache() -> int:
+def last_level_cache(device: str = "cpu") -> int:
     """Bytes of the last-level cache; 32 MiB where the system does not say."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties().L2_cache_size)
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip())
@@ -78,6 +81,49 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "flags": " ".join(flag for flag in flags if _VECTOR_FLAGS.search(flag)),
         "last_level_cache": last_level_cache(),
+    }
+
+
+def describe_device() -> dict[str, Any]:
+    """The present CUDA device, as torch and the driver see it."""
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "last_level_cache": last_level_cache("cuda"),
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.splitlines()[0].strip()
+
+
+def device_versions() -> dict[str, str]:
+    """Versions of what a comparison on a CUDA device depends on."""
+    from importlib import metadata
+
+    def package(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "none"
+
+    from pyconv.backends import nvrtc
+
+    cupy = map(package, ("cupy-cuda13x", "cupy-cuda12x", "cupy"))
+    return {
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "cupy": next((version for version in cupy if version != "none"), "none"),
+        "nvrtc": nvrtc.version(),
     }
 
 
@@ -135,3 +181,48 @@ def ceilings(dtypes: Sequence[str], repeats: int = 5) -> dict[str, float]:
     target = torch.empty_like(source)
     found["copy"] = 2 * source.numel() / _best_seconds(lambda: target.copy_(source), repeats)
     return found
+
+
+def device_ceilings(dtypes: Sequence[str], repeats: int = 5) -> dict[str, float]:
+    """The measured limits of the CUDA device, as :func:`ceilings`: an 8192^3 product (4096^3 in float64) by
+    cuBLAS, under ``fma_tf32`` also in TF32, and a copy of 1 GiB."""
+
+    def best(call: Callable[[], object], repeats: int) -> float:
+        call()
+        torch.cuda.synchronize()
+        times = []
+        for _ in range(repeats):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1e-3)
+        return min(times)
+
+    found = {}
+    for math in dtypes:
+        size = 4096 if math == "f64" else 8192
+        dtype = DTYPES["f32" if math == "tf32" else math]
+        # Random numbers: a product of zeros runs faster than any real one.
+        a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        with tf32(math == "tf32"):
+            found[f"fma_{math}"] = (
+                2 * size**3 / best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), repeats)
+            )
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    found["copy"] = 2 * source.numel() / best(lambda: target.copy_(source), repeats)
+    return found
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """torch's TF32 flags for convolutions and products, within the block."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -30,7 +30,7 @@ from bench.contenders import (
     torch_contender,
 )
 from bench.problems import CALL_PASSES, PASSES, SHAPES, Case, read_cases
-from bench.timing import Side, interleave
+from bench.timing import Side, Turn, device_turn, interleave, waiting_turn, wall_turn
 from pyconv import selection
 from pyconv.problem import LAYOUTS, Layout
 
@@ -62,24 +62,31 @@ def _shapes_file(name: str) -> Path:
 
 
 def measure(
-    case: Case, layouts: Sequence[Layout], *, seconds: float, least_rounds: int, all_kernels: bool = False
+    case: Case,
+    layouts: Sequence[Layout],
+    *,
+    seconds: float,
+    least_rounds: int,
+    all_kernels: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """One row: a pass of a problem, every contender in every layout in one interleaved measurement.
 
     A contender that cannot run or computes something else is left out and named in the row's ``errors``.
     """
+    turn = _turn_on(device, case.pass_)
     sides, contenders, errors = {}, {}, {}
     differences: dict[str, float] = {}
     sets = 0
     with torch.set_grad_enabled(case.pass_ in ("call_grad", "call_step")):
         for layout in layouts:
             problem = in_layout(case.problem, layout)
-            operands = OperandSets(problem, case.pass_)
+            operands = OperandSets(problem, case.pass_, device)
             sets = len(operands.sets)
-            baseline = torch_contender(problem, case.pass_)
+            baseline = torch_contender(problem, case.pass_, device)
             reference = baseline.call(*operands.first(baseline.takes))
-            tried: list[Contender] = [baseline, our_contender(problem, case.pass_)]
-            tried += other_lines(problem, case.pass_) if all_kernels else []
+            tried: list[Contender] = [baseline, our_contender(problem, case.pass_, device)]
+            tried += other_lines(problem, case.pass_, device) if all_kernels else []
             for contender in tried:
                 try:
                     error = difference(contender.call(*operands.first(contender.takes)), reference)
@@ -91,7 +98,7 @@ def measure(
                 contenders[contender.name] = contender
                 sides[contender.name] = Side(contender.name, contender.call, operands.pick(contender.takes))
             del reference
-        timings = interleave(list(sides.values()), seconds=seconds, least_rounds=least_rounds)
+        timings = interleave(list(sides.values()), seconds=seconds, least_rounds=least_rounds, turn=turn)
     flops, bytes_ = 0, 0
     if case.pass_ not in CALL_PASSES:
         flops, bytes_ = case.problem.flops(case.pass_), case.problem.bytes(case.pass_)
@@ -118,6 +125,13 @@ def measure(
         ],
         "errors": errors,
     }
+
+
+def _turn_on(device: str, pass_: str) -> Turn:
+    """How a turn is timed: by the device's own clock, unless it is the call that is measured."""
+    if device == "cpu":
+        return wall_turn
+    return waiting_turn if pass_ in CALL_PASSES else device_turn
 
 
 def _rows(cases: Sequence[Case], layouts: Sequence[Layout], **how: Any) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """Timing of two or more sides against each other, in one process.
 
+On a GPU a turn is timed by two events on the stream, so that it is the device's time that counts; where the
+call itself is measured it is the wall clock on every device.
+
 The sides take turns within a round, and the order changes from round to round, so that what disturbs the
 machine disturbs all of them; ratios are taken round by round and summed up as a median with the 20th and
 80th percentile. Calls that are too short for the clock are repeated within a round.
@@ -16,9 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 #: A side's turn lasts at least this long: 10^4 ticks of a 100 ns clock.
 _LEAST_TURN_NS = 1_000_000
 _MOST_ROUNDS = 400
+#: About a tenth of a millisecond: time for the host to queue a turn.
+_SLEEP_CYCLES = 200_000
 
 
 class Spread(NamedTuple):
@@ -70,8 +77,12 @@ class Timings:
     load: float
 
 
-def _turn(side: Side, inner: int) -> tuple[int, int]:
-    """Nanoseconds and page faults of ``inner`` calls. Each result is freed before the next, as in use."""
+#: Times ``inner`` calls of a side: nanoseconds and page faults.
+Turn = Callable[[Side, int], tuple[int, int]]
+
+
+def wall_turn(side: Side, inner: int) -> tuple[int, int]:
+    """Wall-clock nanoseconds and page faults of ``inner`` calls. Each result is freed before the next."""
     operands = [next(side.operands) for _ in range(inner)]
     call = side.call
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -82,6 +93,30 @@ def _turn(side: Side, inner: int) -> tuple[int, int]:
     return elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 
 
+def device_turn(side: Side, inner: int) -> tuple[int, int]:
+    """As :func:`wall_turn`, by events on torch's current CUDA stream: the device's nanoseconds."""
+    operands = [next(side.operands) for _ in range(inner)]
+    call = side.call
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    # The calls of a turn are queued behind this sleep, so that the device never waits for the host.
+    torch.cuda._sleep(_SLEEP_CYCLES)
+    start.record()
+    for each in operands:
+        call(*each)
+    end.record()
+    end.synchronize()
+    return int(start.elapsed_time(end) * 1e6), 0
+
+
+def waiting_turn(side: Side, inner: int) -> tuple[int, int]:
+    """As :func:`wall_turn`, for calls on a CUDA device so small that the host's time is what counts."""
+    torch.cuda.synchronize()
+    elapsed, faults = wall_turn(side, inner)
+    torch.cuda.synchronize()
+    return elapsed, faults
+
+
 def _order(count: int, turn: int) -> list[int]:
     """The order of the sides in a round: forward and backward in turn, each side first equally often."""
     first = (turn // 2) % count
@@ -89,16 +124,22 @@ def _order(count: int, turn: int) -> list[int]:
     return order[::-1] if turn % 2 else order
 
 
-def interleave(sides: Sequence[Side], *, seconds: float, least_rounds: int = 5) -> Timings:
-    """Times the sides in turn for about ``seconds`` in all, and for ``least_rounds`` rounds at least."""
+def interleave(
+    sides: Sequence[Side], *, seconds: float, least_rounds: int = 5, turn: Turn = wall_turn
+) -> Timings:
+    """Times the sides in turn for about ``seconds`` in all, and for ``least_rounds`` rounds at least.
+
+    Args:
+        turn: How a turn is timed: by the wall clock, :func:`device_turn` or :func:`waiting_turn`.
+    """
     names = [side.name for side in sides]
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"interleave: the sides need names of their own, got {names}")
     for side in sides:  # the first call pays for choosing, binding and allocating; it is never counted
-        _turn(side, 2)
+        turn(side, 2)
     inner = 1
     while inner < 10_000:
-        fastest = min(_turn(side, inner)[0] for side in sides)
+        fastest = min(turn(side, inner)[0] for side in sides)
         if fastest >= _LEAST_TURN_NS:
             break
         inner = min(10_000, max(2 * inner, int(inner * 1.2 * _LEAST_TURN_NS / max(fastest, 1))))
@@ -112,7 +153,7 @@ def interleave(sides: Sequence[Side], *, seconds: float, least_rounds: int = 5) 
         rounds = 0
         while rounds < least_rounds or (time.monotonic() < end and rounds < _MOST_ROUNDS):
             for index in _order(len(sides), rounds):
-                elapsed, missed = _turn(sides[index], inner)
+                elapsed, missed = turn(sides[index], inner)
                 ns[names[index]].append(elapsed / inner)
                 faults[names[index]] += missed
             rounds += 1

@@ -217,7 +217,7 @@ def test_every_pass_is_measured_in_both_layouts_with_every_kernel(problem: Any, 
 
 @pytest.mark.parametrize("wrong", [torch.zeros_like, lambda y: y * float("nan"), lambda y: y[:1]])
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
-    def broken(problem: Any, pass_: str) -> contenders.Contender:
+    def broken(problem: Any, pass_: str, device: str) -> contenders.Contender:
         right = contenders.torch_contender(problem, pass_)
         return replace(right, library="pyconv", kernel="broken", call=lambda *o: wrong(right.call(*o)))
 

@@ -169,7 +169,7 @@ def test_the_command_compares_two_results(written: SimpleNamespace) -> None:
     [
         (
             ["--shapes", "nowhere"],
-            "no file 'nowhere'; there are call_overhead, first_bar_conv, first_bar_pool",
+            "no file 'nowhere'; there are alexnet, call_overhead, depthwise, first_bar_conv",
         ),
         (["--passes", "forward"], "invalid choice: 'forward'"),
         (["--shapes", "first_bar_pool", "--passes", "wgrad"], "nothing to measure"),
