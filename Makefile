@@ -29,10 +29,12 @@ bench: setup
 	@echo "== benchmark: pyconv against torch's own kernels"
 	$(PY) -m bench.run $(ARGS)
 
-# With PYTHON given it needs no network and no virtual environment, but a Python that has torch and what else the
-# tests use: make gpu PYTHON=python3
+# With PYTHON given it needs no network and no virtual environment, but a Python that has torch, CuPy, pytest, cmake
+# and ninja: make gpu PYTHON=python3
 ifeq ($(origin PYTHON),command line)
 gpu:
+	@echo "== the native library, into the checkout"
+	@$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m bench.gpu $(ARGS)
 else
 gpu: setup
