@@ -9,6 +9,7 @@ read this table and nothing else. The lines stand beside the kernels, in ``kerne
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,9 @@ BACKENDS = ("cpu", "cuda", "numba", "numba-cpu", "aten")
 
 #: The packages that hold a ``table.py``.
 _TABLES = ("pyconv.kernels.conv2d.table", "pyconv.kernels.maxpool2d.table")
+
+#: A stated bound on the error: ``1e-3 (tf32)``.
+_BOUND = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)? \(.+\)")
 
 
 def every_problem(problem: Problem) -> str | None:
@@ -47,8 +51,12 @@ class Kernel:
         nonfinite: ``local``: a NaN or infinity reaches only outputs whose sum has that element, padding
             included (``0 * inf`` is never formed); ``padding``: zero padding is multiplied, so an infinite
             weight over padding gives NaN; ``tile``: it may reach the outputs of its tile.
-        accuracy: ``standard``: relative L2 error at most twice torch's own; else the measured bound.
-        proved: Where the battery has passed on it.
+        accuracy: ``standard``: relative L2 error against float64 at most twice torch's own, and one rounding.
+            A kernel that trades accuracy for speed states the relative L2 error it is held to instead, and
+            why: ``1e-3 (tf32)``. See :attr:`error_bound`.
+        proved: Where the battery has passed on it: ``cpu``, ``emulator``, or a GPU's name.
+        problems: Problems that the battery adds for this line to the shared list: the edges of its own tiles.
+            Text forms without dtype and layout.
         program: For ``cuda``, the launches of a problem (:mod:`pyconv.backends.program`).
     """
 
@@ -66,6 +74,7 @@ class Kernel:
     nonfinite: Literal["local", "padding", "tile"] = "local"
     accuracy: str = "standard"
     proved: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     program: MakeProgram | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +90,19 @@ class Kernel:
             unknown = [value for value in values if value not in known]
             if unknown or not values:
                 raise ValueError(f"Kernel {self.id}: {name}={values!r}; accepted: {', '.join(known)}")
+        if self.accuracy != "standard" and not _BOUND.fullmatch(self.accuracy):
+            raise ValueError(
+                f"Kernel {self.id}: accuracy={self.accuracy!r}; accepted: 'standard', or a relative L2 error "
+                "and its reason, as '1e-3 (tf32)'"
+            )
+        for text in self.problems:
+            if not text.startswith(f"{self.operation} "):
+                raise ValueError(f"Kernel {self.id}: problem {text!r} is not one of {self.operation}")
+
+    @property
+    def error_bound(self) -> float | None:
+        """The relative L2 error that this line is held to, or ``None`` where its accuracy is standard."""
+        return None if self.accuracy == "standard" else float(self.accuracy.split()[0])
 
     @property
     def name(self) -> str:

@@ -394,3 +394,25 @@ def test_an_unknown_name_in_the_environment_is_refused() -> None:
     )
     assert out.returncode != 0
     assert "winogard" in out.stderr
+
+
+# ---- What a line states ----
+
+
+def _line(**claims: object) -> Kernel:
+    return Kernel("conv2d", "fprop", "spare", "cuda", ("f32",), **claims)  # type: ignore[arg-type]
+
+
+def test_a_line_states_its_own_bound_with_the_reason() -> None:
+    assert _line().error_bound is None
+    assert _line(accuracy="1e-3 (tf32)").error_bound == 1e-3
+    assert _line(accuracy="0.5e-5 (points 0, 1, -1)").error_bound == 0.5e-5
+    for unclear in ("tf32", "1e-3", "good", "(tf32) 1e-3"):
+        with pytest.raises(ValueError, match=r"accuracy=.*accepted: 'standard', or a relative L2 error"):
+            _line(accuracy=unclear)
+
+
+def test_a_line_adds_problems_of_its_own_operation_only() -> None:
+    assert _line(problems=("conv2d n1c3h5w5 k2r3s3",)).problems
+    with pytest.raises(ValueError, match="'maxpool2d n1c3h5w5 r2s2' is not one of conv2d"):
+        _line(problems=("maxpool2d n1c3h5w5 r2s2",))
