@@ -28,31 +28,38 @@ namespace pyconv {
 
 namespace emulator {
 
-template <int COUNT, bool TRANSPOSED>
-inline void load_matrices(uint32_t (&fragment)[COUNT], const void* row) {
-  check_aligned(row, 16);
-  if (lane() < 8 * COUNT) touch(row, 16, /*is_write=*/false);
-  const WarpExchange<const void*> rows(row);
-  for (int matrix = 0; matrix < COUNT; ++matrix) {
+template <bool TRANSPOSED>
+PYCONV_EMULATED_MODEL inline void load_matrices(uint32_t* fragment, int count, const void* row) {
+  const Exchange<const void*> rows(row);
+  for (int matrix = 0; matrix < count; ++matrix) {
     uint16_t half[2];
     for (int i = 0; i < 2; ++i) {
       const int down = TRANSPOSED ? lane() % 4 * 2 + i : lane() / 4;
       const int across = TRANSPOSED ? lane() / 4 : lane() % 4 * 2 + i;
-      half[i] = static_cast<const uint16_t*>(rows[8 * matrix + down])[across];
+      half[i] = static_cast<const uint16_t*>(rows.of(8 * matrix + down))[across];
     }
     fragment[matrix] = half[0] | uint32_t(half[1]) << 16;
   }
+}
+
+// What lane i < 8 * count reads: the row whose address it gives.
+PYCONV_DEVICE void touch_row(const void* row, int count) {
+  if (lane() >= 8 * count) return;
+  check_aligned(row, 16);
+  touch(row, 16, /*is_write=*/false);
 }
 
 }  // namespace emulator
 
 template <int COUNT>
 PYCONV_DEVICE void ldmatrix(uint32_t (&fragment)[COUNT], const void* row) {
-  ::pyconv::emulator::load_matrices<COUNT, false>(fragment, row);
+  ::pyconv::emulator::touch_row(row, COUNT);
+  ::pyconv::emulator::load_matrices<false>(fragment, COUNT, row);
 }
 template <int COUNT>
 PYCONV_DEVICE void ldmatrix_transposed(uint32_t (&fragment)[COUNT], const void* row) {
-  ::pyconv::emulator::load_matrices<COUNT, true>(fragment, row);
+  ::pyconv::emulator::touch_row(row, COUNT);
+  ::pyconv::emulator::load_matrices<true>(fragment, COUNT, row);
 }
 
 #else

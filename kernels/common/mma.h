@@ -62,13 +62,13 @@ PYCONV_DEVICE uint32_t round_to_tf32(float value) {
 
 namespace emulator {
 
-PYCONV_DEVICE float truncated(double sum) {
+inline float truncated(double sum) {
   const float nearest = float(sum);
   const bool is_too_large = __builtin_fabs(double(nearest)) > __builtin_fabs(sum) && !__builtin_isinf(nearest);
   return is_too_large ? float_of_bits(float_bits(nearest) - 1) : nearest;
 }
 
-// The operands of one lane; `element(i)` of a register is the i-th element in it.
+// The operands of one lane. Elements are numbered within a register from its low bits.
 struct MmaOperands {
   uint32_t a[4], b[2];
 };
@@ -82,27 +82,44 @@ struct Tf32Element {
   static float of(uint32_t word, int) { return float_of_bits(word & ~0x1fffu); }
 };
 
-// All three shapes of 16 x 8 sums. A row of a register's quadrant is 4 lanes of PER_REGISTER elements.
+// All three shapes of 16 x 8 sums. A register holds PER_REGISTER elements, and a quadrant is 4 lanes of them wide.
 template <class Element, int PER_REGISTER>
-PYCONV_DEVICE void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+PYCONV_EMULATED_MODEL inline void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr int kQuadrant = 4 * PER_REGISTER, kDepth = 2 * kQuadrant;
-  constexpr int kBlock = 4 * PER_REGISTER;  // products added at once: a quadrant's width, as it happens
-  const WarpExchange<MmaOperands> operands(MmaOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
-  const auto element_a = [&](int m, int k) {
-    const int owner = m % 8 * 4 + k % kQuadrant / PER_REGISTER;
-    return Element::of(operands[owner].a[m / 8 + 2 * (k / kQuadrant)], k % PER_REGISTER);
-  };
-  const auto element_b = [&](int k, int n) {
-    const int owner = n * 4 + k % kQuadrant / PER_REGISTER;
-    return Element::of(operands[owner].b[k / kQuadrant], k % PER_REGISTER);
-  };
+  const Exchange<MmaOperands> operands(MmaOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const int group = lane() / 4, member = lane() % 4;
+
+  double rows[2][kDepth], columns[2][kDepth];  // m: group, group + 8; n: 2*member, 2*member + 1
+  for (int t = 0; t < 4; ++t) {
+    const MmaOperands& of_rows = operands.of(group * 4 + t);
+    for (int i = 0; i < 2; ++i) {
+      const MmaOperands& of_column = operands.of((2 * member + i) * 4 + t);
+      for (int quadrant = 0; quadrant < 2; ++quadrant) {
+        for (int element = 0; element < PER_REGISTER; ++element) {
+          const int k = quadrant * kQuadrant + t * PER_REGISTER + element;
+          rows[i][k] = Element::of(of_rows.a[i + 2 * quadrant], element);
+          columns[i][k] = Element::of(of_column.b[quadrant], element);
+        }
+      }
+    }
+  }
   for (int i = 0; i < 4; ++i) {
-    const int m = lane() / 4 + i / 2 * 8, n = lane() % 4 * 2 + i % 2;
-    for (int block = 0; block < kDepth; block += kBlock) {
+    for (int block = 0; block < kDepth; block += kQuadrant) {
       double sum = d[i];
-      for (int k = block; k < block + kBlock; ++k) sum += double(element_a(m, k)) * double(element_b(k, n));
+      for (int k = block; k < block + kQuadrant; ++k) sum += rows[i / 2][k] * columns[i % 2][k];
       d[i] = truncated(sum);
     }
+  }
+}
+
+struct DoubleOperands {
+  double a, b;
+};
+PYCONV_EMULATED_MODEL inline void mma_m8n8(double (&d)[2], double a, double b) {
+  const Exchange<DoubleOperands> operands(DoubleOperands{a, b});
+  for (int i = 0; i < 2; ++i) {
+    const int m = lane() / 4, n = lane() % 4 * 2 + i;
+    for (int k = 0; k < 4; ++k) d[i] = fused(operands.of(m * 4 + k).a, operands.of(n * 4 + k).b, d[i]);
   }
 }
 
@@ -151,15 +168,7 @@ PYCONV_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const
 // d += a * b over 4 elements of k, in double.
 PYCONV_DEVICE void mma_m8n8k4_f64(double (&d)[2], double a, double b) {
 #if defined(PYCONV_EMULATED)
-  struct Operands {
-    double a, b;
-  };
-  const ::pyconv::emulator::WarpExchange<Operands> operands(Operands{a, b});
-  const int m = ::pyconv::emulator::lane() / 4;
-  for (int i = 0; i < 2; ++i) {
-    const int n = ::pyconv::emulator::lane() % 4 * 2 + i;
-    for (int k = 0; k < 4; ++k) d[i] = fused(operands[m * 4 + k].a, operands[n * 4 + k].b, d[i]);
-  }
+  ::pyconv::emulator::mma_m8n8(d, a, b);
 #else
   asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
                : "+d"(d[0]), "+d"(d[1])
