@@ -1,8 +1,9 @@
 // Depthwise convolution, one filter per channel (groups == c == k): forward and input gradient.
 //
-//   fprop   y[n,k,p,q] = bias[k] + sum over r, s of w[k,r,s] * x[n,k,h,w]      h = p*stride_h - pad_top +
-//   r*dilation_h dgrad   dx[n,k,h,w] = sum over r, s of w[k,r,s] * dy[n,k,p,q]              the same map, read
-//   from the other side
+//   fprop   y[n,k,p,q]  = bias[k] + sum over r,s of w[k,r,s] * x[n,k,h,w]
+//   dgrad   dx[n,k,h,w] =           sum over r,s of w[k,r,s] * dy[n,k,p,q]
+//
+//   where h = p*stride_h - pad_top + r*dilation_h; dgrad reads the same map from the other side.
 //
 // Both gather along the axes of depthwise_axis.h and differ in nothing else. With r*s FMAs for each element read
 // and written, memory is the bound; a kernel only has to keep to vectors and to read each row from a near cache.
