@@ -1,0 +1,127 @@
+// A launch: blocks one after the other, each thread of a block on a stack of its own.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <numeric>
+
+#include "emulator/runtime.h"
+
+namespace pyconv {
+namespace emulator {
+
+PYCONV_EXPORT uint3 thread_index() noexcept { return current->index; }
+PYCONV_EXPORT uint3 block_index() noexcept { return launch.block_index; }
+PYCONV_EXPORT uint3 block_extent() noexcept { return launch.block_extent; }
+PYCONV_EXPORT uint3 grid_extent() noexcept { return launch.grid; }
+PYCONV_EXPORT int lane() noexcept { return current->lane; }
+
+static void thread_main() {
+  launch.run(launch.parameters);
+  if (!current->copies.empty()) {
+    find("cp.async", current->copies[0].where, nullptr, "the thread exits, and this copy was never waited for");
+  }
+  exit_thread();
+}
+
+// Stacks of the first `count` threads, each above a page that faults.
+static void provide_stacks(int count) {
+  static char* stacks = nullptr;
+  static int provided = 0;
+  if (!stacks) {
+    stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  }
+  for (; provided < count; ++provided) {
+    threads[provided].stack = stacks + provided * kStackBytes;
+    mprotect(threads[provided].stack, sysconf(_SC_PAGESIZE), PROT_NONE);
+  }
+}
+
+static void run_block(uint64_t number) {
+  const uint64_t x = launch.grid.x, y = launch.grid.y;
+  launch.block_index = {unsigned(number % x), unsigned(number / x % y), unsigned(number / (x * y))};
+  for (int i = 0; i < launch.threads; ++i) {
+    Thread& thread = threads[i];
+    thread.collectives = thread.groups = 0;
+    thread.copies.clear();
+    // Stack tops are one cache line apart modulo a page: at the same place they would fight for one set of the
+    // cache.
+    prepare(thread.fiber, thread.stack, kStackBytes - i % 64 * 64, thread_main);
+  }
+  begin_block();
+}
+
+// Blocks in order: forward, reverse, or number -> a*number + b modulo their count, with `a` prime to it.
+static void run_blocks() {
+  const uint64_t count = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+  uint64_t a = 1, b = 0;
+  if (launch.order == Order::kRandom) {
+    do a = next_random() % count + 1;
+    while (std::gcd(a, count) != 1);
+    b = next_random() % count;
+  }
+  for (uint64_t i = 0; i < count && !launch.abandoned; ++i) {
+    run_block(launch.order == Order::kReverse ? count - 1 - i : uint64_t((__uint128_t(a) * i + b) % count));
+  }
+}
+
+// What Python gives; pyconv/backends/emulator.py has its twin.
+struct Request {
+  void (*run)(void** parameters);
+  void** parameters;
+  uint32_t grid[3], block[3];
+  uint64_t dynamic_bytes;
+  int32_t checked, order;
+  uint64_t seed;
+};
+
+static bool fits(const Request& request) {
+  const auto& [gx, gy, gz] = request.grid;
+  const auto& [bx, by, bz] = request.block;
+  const auto text = [](const uint32_t (&n)[3]) {
+    return "(" + std::to_string(n[0]) + "," + std::to_string(n[1]) + "," + std::to_string(n[2]) + ")";
+  };
+  if (!bx || !by || !bz || bz > 64 || uint64_t(bx) * by * bz > kMaxThreads) {
+    find_in_launch("launch",
+                   "block " + text(request.block) + ": a block has 1 to 1024 threads, at most 64 along z");
+  } else if (!gx || !gy || !gz || gx > 0x7fffffffu || gy > 65535 || gz > 65535) {
+    find_in_launch("launch", "grid " + text(request.grid) + ": from 1 to 2147483647, 65535 and 65535 blocks");
+  } else if (request.dynamic_bytes > kSharedLimit) {
+    find_in_launch("launch", std::to_string(request.dynamic_bytes) +
+                                 " bytes of dynamic shared memory: a block has " + std::to_string(kSharedLimit));
+  } else {
+    return true;
+  }
+  return false;
+}
+
+extern "C" PYCONV_EXPORT int pyconv_emulator_launch(const Request& request) {
+  pyconv_emulator_forget_findings();
+  if (!fits(request)) return 1;
+  launch.run = request.run;
+  launch.parameters = request.parameters;
+  launch.grid = {request.grid[0], request.grid[1], request.grid[2]};
+  launch.block_extent = {request.block[0], request.block[1], request.block[2]};
+  launch.dynamic_bytes = request.dynamic_bytes;
+  launch.checked = request.checked;
+  launch.order = Order(request.order);
+  launch.random = (request.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
+  launch.threads = int(request.block[0] * request.block[1] * request.block[2]);
+  launch.warps = (launch.threads + kWarp - 1) / kWarp;
+  launch.abandoned = false;
+  launch.first_phase = launch.phase + 1;
+  provide_stacks(launch.threads);
+  for (int i = 0; i < launch.threads; ++i) {
+    Thread& thread = threads[i];
+    thread.number = i, thread.lane = i % kWarp, thread.warp = i / kWarp;
+    const unsigned x = launch.block_extent.x, y = launch.block_extent.y;
+    thread.index = {i % x, i / x % y, i / (x * y)};
+  }
+  begin_shared();
+  run_blocks();
+  current = nullptr;
+  return pyconv_emulator_findings_count();
+}
+
+}  // namespace emulator
+}  // namespace pyconv

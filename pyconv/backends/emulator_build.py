@@ -1,0 +1,336 @@
+"""Compiles kernels and the runtime for :mod:`pyconv.backends.emulator`, with a cache on disk; finds their lines.
+
+An entry of the cache is a shared library named by the hash of all that made it: the source, every file that it
+includes, the compiler and its flags. It is written under another name and renamed, so that a reader sees all of
+it or nothing, and it ends with its own checksum: one that is damaged is built again. Of several processes that
+miss the same entry, one compiles and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pyconv
+import pyconv.kernels
+
+KERNELS = Path(pyconv.kernels.__path__[0]).resolve()
+
+# No contraction: a*b + c is one rounding only where a kernel says fused(). No sibling calls: a finding's place
+# is the return address of a call. No aliasing rules: vectors are loaded through pointers to elements.
+_FLAGS = (
+    "-std=c++17", "-g1", "-fPIC", "-shared", "-nostdlib", "-fvisibility=hidden", "-ffp-contract=off",
+    "-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fno-exceptions", "-fno-rtti",
+    "-Wno-unknown-pragmas",
+)  # fmt: skip
+_PLAIN = ("-O2",)
+# The hooks of ThreadSanitizer, which are ours (kernels/emulator/checker.cpp), before each load and store.
+_CHECKED = (
+    "-O1",
+    "-fsanitize=thread",
+    "--param",
+    "tsan-instrument-func-entry-exit=0",
+    "-DPYCONV_EMULATOR_CHECKED",
+)
+_RUNTIME = ("-O2", "-g1", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a kernel did wrong.
+
+    Attributes:
+        kind: ``race``, ``out of bounds``, ``uninitialised``, ... (``kernels/emulator/README.md`` lists them).
+        where: ``file:line`` in the kernel, empty for what has no place in it.
+        message: With block and thread.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} at {self.where}: {self.message}" if self.where else f"{self.kind}: {self.message}"
+        )
+
+
+class EmulatorError(RuntimeError):
+    """A kernel that does not compile, or what its launch did wrong (``findings``)."""
+
+    def __init__(self, message: str, findings: Iterable[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A compiled instantiation.
+
+    Attributes:
+        kernel: The expression it was made from.
+        checked: It has the hooks of the checked build.
+        parameter_bytes: The size of each parameter: what a GPU would read at each pointer given to a launch.
+        library: Its file in the cache; the ``.cpp`` of the same name is what was compiled.
+    """
+
+    kernel: str
+    checked: bool
+    parameter_bytes: tuple[int, ...]
+    library: Path
+    entry: int = field(repr=False)
+    handle: ctypes.CDLL = field(repr=False, compare=False)
+
+
+class _Signature(ctypes.Structure):
+    """``Signature`` of ``kernels/emulator/emulate.h``."""
+
+    _fields_ = (("count", ctypes.c_int), ("bytes", ctypes.c_int * 32))
+
+
+# ---- the compiler
+
+
+@cache
+def _compiler() -> tuple[str, ...] | str:
+    """The command and what identifies it, or the reason why there is none."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    for name in names:
+        command = shlex.split(name)
+        path = shutil.which(command[0])
+        if path is None:
+            continue
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if version.returncode == 0:
+            return path, *command[1:], version.stdout.split("\n")[0]
+    return f"no C++ compiler: {', '.join(names)} not found"
+
+
+def unavailable() -> str | None:
+    if platform.system() != "Linux":
+        return f"runs on Linux, not on {platform.system()}"
+    compiler = _compiler()
+    return compiler if isinstance(compiler, str) else None
+
+
+@cache
+def _machine_flags() -> tuple[str, ...]:
+    """FMA and AVX2 where the processor has them: without, fma() is a call of the C library."""
+    if platform.machine() != "x86_64":
+        return ()
+    try:
+        flags = set(
+            re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split()
+        )
+    except (OSError, IndexError):
+        return ()
+    return ("-march=x86-64-v3",) if {"fma", "avx2", "bmi2", "abm", "movbe"} <= flags else ()
+
+
+# ---- the cache
+
+_CACHE = "PYCONV_CACHE"
+
+
+def cache_folder() -> Path:
+    """In ``$PYCONV_CACHE``, else ``build`` of a checkout, else ``~/.cache/pyconv``."""
+    chosen = os.environ.get(_CACHE)
+    if chosen:
+        return Path(chosen).expanduser() / "emulator"
+    root = KERNELS.parent
+    if (root / "pyproject.toml").exists() and os.access(root, os.W_OK):
+        return root / "build" / "emulator"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyconv" / "emulator"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(data[:-32]).digest() == data[-32:]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _cached(
+    name: str, text: str, sources: Iterable[Path], flags: tuple[str, ...], libraries: tuple[str, ...] = ()
+) -> Path:
+    """The library made of ``text``, a C++ file that includes ``sources``."""
+    compiler = _compiler()
+    if isinstance(compiler, str):
+        raise EmulatorError(compiler)
+    *command, version = compiler
+    flags = (*flags, *_machine_flags())
+    key = hashlib.sha256("\0".join([*command, version, *flags, text]).encode())
+    for source in sources:
+        key.update(b"\0" + source.read_bytes())
+    folder = cache_folder()
+    library = folder / f"{name}-{key.hexdigest()[:20]}.so"
+    if _is_whole(library):
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(library.with_suffix(".lock")):
+        if not _is_whole(library):
+            main = library.with_suffix(".cpp")
+            main.write_text(text)
+            unfinished = library.with_suffix(f".{os.getpid()}")
+            arguments = [*command, *flags, f"-ffile-prefix-map={KERNELS}/=", f"-I{KERNELS}", str(main)]
+            result = subprocess.run(
+                [*arguments, "-o", str(unfinished), *libraries],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if result.returncode != 0:
+                raise EmulatorError(f"{name} does not compile for the emulator:\n{result.stderr}")
+            with unfinished.open("r+b") as file:
+                checksum = hashlib.sha256(file.read()).digest()
+                file.write(checksum)
+            unfinished.replace(library)
+    return library
+
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+
+
+@cache
+def _closure(path: Path) -> tuple[Path, ...]:
+    """The file and all that it includes by name, however deep."""
+    found: dict[Path, None] = {}
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found[file] = None
+        for name in _INCLUDE.findall(file.read_text()):
+            places = (file.parent / name, KERNELS / name)
+            waiting += [place.resolve() for place in places if place.exists()][:1]
+    return tuple(found)
+
+
+# ---- findings
+
+
+def _lines(function: Function, addresses: Iterable[int]) -> dict[int, str]:
+    """``file:line`` of each address in the kernel's code.
+
+    Primitives (``common/``, ``emulator/``) are inlined into kernels; the line that uses one is what is told.
+    """
+    wanted = sorted(set(addresses) - {0})
+    addr2line = shutil.which("addr2line") or shutil.which("llvm-addr2line")
+    base = _load_address(function.handle)
+    places = {address: f"{function.library.name}+{address - base:#x}" for address in wanted}
+    if not wanted or addr2line is None:
+        return places
+    # A return address is after the call; one byte less is in it.
+    offsets = [hex(address - base - 1) for address in wanted]
+    result = subprocess.run(
+        [addr2line, "-a", "-i", "-e", str(function.library), *offsets],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for address, block in zip(
+        wanted, re.split(r"^0x[0-9a-f]+\n", result.stdout, flags=re.MULTILINE)[1:], strict=True
+    ):
+        inlined = [re.sub(r" \(discriminator \d+\)", "", line) for line in block.split("\n") if line]
+        known = [line for line in inlined if not line.startswith("??") and not line.endswith(":?")]
+        own = [line for line in known if not line.startswith(("common/", "emulator/"))]
+        if known:
+            places[address] = (own or known)[0]
+    return places
+
+
+class _DlInfo(ctypes.Structure):
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("symbol_at", ctypes.c_void_p),
+    )
+
+
+def _load_address(library: ctypes.CDLL) -> int:
+    info = _DlInfo()
+    entry = ctypes.cast(library.pyconv_emulated_run, ctypes.c_void_p)
+    ctypes.CDLL(None).dladdr(entry, ctypes.byref(info))
+    return info.base or 0
+
+
+def raise_findings(function: Function, text: str) -> None:
+    """Raises what the runtime found (``kernels/emulator/findings.cpp``)."""
+    records = [line.split("\t", 3) for line in text.splitlines()]
+    lines = _lines(function, (int(address, 16) for record in records for address in record[1:3]))
+    findings: dict[Finding, None] = {}
+    for kind, where, other, message in records:
+        at, other_at = lines.get(int(where, 16), ""), lines.get(int(other, 16), "")
+        if kind == "divergent barrier" and at == other_at:
+            continue  # one barrier that the compiler has copied
+        findings[Finding(kind, at, message.replace("%W", other_at or "an unknown place"))] = None
+    if findings:
+        listed = "".join(f"\n  {finding}" for finding in findings)
+        raise EmulatorError(f"{function.kernel}: {len(findings)} findings{listed}", findings)
+
+
+# ---- what is compiled
+
+
+@cache
+def runtime() -> Path:
+    """The runtime library."""
+    sources = sorted((KERNELS / "emulator").glob("*.cpp"))
+    text = "".join(f'#include "emulator/{source.name}"\n' for source in sources)
+    headers = {header: None for source in sources for header in _closure(source)}
+    return _cached("runtime", text, headers, (*_RUNTIME, f"-Wl,-soname,{_SONAME}"))
+
+
+# Kernels' libraries name the runtime by this, not by its path, and find the one that is loaded.
+_SONAME = "libpyconv_emulator.so"
+
+_MAIN = """\
+#define PYCONV_EMULATED
+#include "{source}"
+
+namespace pyconv {{
+extern "C" __attribute__((visibility("default"))) void pyconv_emulated_run(void** parameters) {{
+  emulator::call({kernel}, parameters);
+}}
+extern "C" __attribute__((visibility("default"))) const emulator::Signature pyconv_emulated_signature;
+const emulator::Signature pyconv_emulated_signature = emulator::signature({kernel});
+}}  // namespace pyconv
+"""
+
+
+@cache
+def function(source: str, kernel: str, checked: bool, defines: tuple[str, ...]) -> Function:
+    path = KERNELS / source
+    if not path.exists():
+        raise EmulatorError(f"no such source: {path}")
+    flags = (*_FLAGS, *(_CHECKED if checked else _PLAIN), *(f"-D{define}" for define in defines))
+    name = (re.match(r"\w*", kernel) or [""])[0] + ("-checked" if checked else "")
+    text = _MAIN.format(source=source, kernel=kernel)
+    library = _cached(name, text, _closure(path), flags, (str(runtime()), "-lgcc"))
+    handle = ctypes.CDLL(str(library))
+    signature = _Signature.in_dll(handle, "pyconv_emulated_signature")
+    entry = ctypes.cast(handle.pyconv_emulated_run, ctypes.c_void_p).value
+    assert entry is not None
+    return Function(kernel, checked, tuple(signature.bytes[: signature.count]), library, entry, handle)
