@@ -7,8 +7,8 @@
 //   cp_async_wait<N>()              waits until at most N of this thread's newest groups are under way.
 //   __syncthreads()                 only now are the copies of *other* threads visible.
 //
-//   groups of a thread, oldest first:   g0 g1 g2 g3        after cp_async_wait<1>():  g0 g1 g2 arrived, g3 maybe
-//   not
+//   groups of a thread, oldest first:   g0 g1 g2 g3
+//   after cp_async_wait<1>():           g0, g1, g2 have arrived, g3 perhaps
 //
 // Ragged edges: the first `valid_bytes` are copied and the rest of the piece is filled with zeros. With 0 nothing
 // is read, but the address must be aligned nevertheless: pass the tensor's first element.

@@ -25,8 +25,9 @@
 //        m: g             d[0]         d[1]
 //        m: g + 8         d[2]         d[3]
 //
-//   double:      A (8 x 4): a = (m: g, k: t)    B (4 x 8): b = (k: t, n: g)    D (8 x 8): d[0], d[1] = (m: g, n:
-//   2t, 2t+1)
+//   double, one element each of A (8 x 4) and B (4 x 8), two sums of D (8 x 8)
+//
+//      a = (m: g, k: t)       b = (k: t, n: g)       d[0] = (m: g, n: 2t)       d[1] = (m: g, n: 2t + 1)
 //
 // So the four registers of A are the four 8x8 quadrants that one ldmatrix<4> of row-major A gives (k runs along a
 // row of shared memory), and the two of B are one ldmatrix<2> of column-major B. The other major order, 16-bit
