@@ -1,36 +1,37 @@
-"""The battery: what every line of the kernel table has to pass, on every problem it says it supports.
+"""The battery: what every line of the kernel table has to pass, on every problem of the shared list.
 
 :data:`CHECKS` are functions of a line and a problem. Each either returns ``None``, having run; or returns
 :class:`Unclaimed`, which is counted as unsupported, or :class:`CannotRun`, counted as skipped; or raises
 :class:`Failure`, whose text names the kernel, the problem, the first wrong index, what was expected and what
-came. Kernels are called only through :func:`pyconv.backends.bind`, so any backend can be judged; every call,
-whatever it is for, also proves that the inputs are untouched and that the result has the shape, dtype and
-layout of the problem (:meth:`tests.case.Case.launch`).
+came. Kernels are called only through :func:`pyconv.backends.bind`, so any backend can be judged, on any
+:class:`tests.devices.Device`; every call, whatever it is for, also proves that the inputs are untouched and
+that the result has the shape, dtype and layout of the problem (:meth:`tests.case.Case.launch`).
+
+Where a launch is slow, the battery is asked for in short: the same checks in a third of the launches, each of
+which then serves several of them (:class:`tests.case.Short`).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
-from pyconv import backends
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
-from tests import accuracy
-from tests.case import CannotRun, Case, Crash, Failure, Outcome, Unclaimed, first_wrong
-from tests.operands import OPERANDS, Array, expected, operands, placements, poisoned_memory
+from tests import accuracy, memory
+from tests.case import CannotRun, Case, Crash, Failure, Outcome, Short, Unclaimed, first_wrong
+from tests.devices import Device, device_of
+from tests.operands import OPERANDS, Array, expected, is_sum, operands
 
 # ---- Values --------------------------------------------------------------------------------------------
 
 
 def check_value(case: Case) -> Outcome:
-    """Sums: relative L2 error at most twice torch's own. Selections (max, gather): equal to the bit."""
+    """Sums: relative L2 error within what the line is allowed. Selections (max, gather): equal to the bit."""
     kernel, problem = case.kernel, case.problem
-    if not accuracy.is_sum(problem, kernel.pass_):
+    if not is_sum(problem, kernel.pass_):
         for kind in ("normal", "integers", "special"):
             arrays = operands(problem, kernel.pass_, kind)
             want = expected(problem, kernel.pass_, arrays)
@@ -40,14 +41,15 @@ def check_value(case: Case) -> Outcome:
         return CannotRun("no type more precise than float64 here; judged by exact integers alone")
     got, want = [], []
     for draw in range(accuracy.draws(problem, kernel.pass_)):
-        arrays = operands(problem, kernel.pass_, "normal", draw)
-        got += case.launch(arrays)
+        got += case.launch(operands(problem, kernel.pass_, "normal", draw)) if draw else case.normal_result()
         want += accuracy.exact(problem, kernel.pass_, draw)
-    error, allowed = accuracy.relative_error(got, want), accuracy.allowed(problem, kernel.pass_)
+    error, allowed = accuracy.relative_error(got, want), accuracy.allowed(kernel, problem)
     if not error <= allowed:  # a NaN is an error too
+        which = (
+            "twice torch's own, and one rounding" if kernel.error_bound is None else "the line's own bound"
+        )
         raise case.fail(
-            f"relative L2 error {error:.3g}, allowed {allowed:.3g} (twice torch's own, and one rounding); "
-            f"worst: {_worst(got, want)}"
+            f"relative L2 error {error:.3g}, allowed {allowed:.3g} ({which}); worst: {_worst(got, want)}"
         )
     return None
 
@@ -74,7 +76,11 @@ def _same_selection(case: Case, got: list[Array], want: tuple[Array, ...], note:
 
 
 def check_exact_integers(case: Case) -> Outcome:
-    """Exact where every product and partial sum is a small integer, whatever the order of the sums."""
+    """Exact where every product and partial sum is a small integer, whatever the order of the sums.
+
+    A 16-bit result is the exact sum rounded once: the integers of :func:`tests.operands.integer_limits` make
+    every step that was taken in 16 bits, and any other rounding, show.
+    """
     kernel, problem = case.kernel, case.problem
     if not kernel.exact_integers:
         return Unclaimed("does not claim exact_integers")
@@ -91,6 +97,9 @@ def check_exact_integers(case: Case) -> Outcome:
 # ---- Memory --------------------------------------------------------------------------------------------
 
 
+_NO_POISON = "memory cannot be poisoned here (needs glibc's M_PERTURB)"
+
+
 def _repeatable(case: Case) -> tuple[Array, ...]:
     """Operands on which two runs may be compared: integers, if the order of the sums may vary."""
     return operands(case.problem, case.kernel.pass_, "normal" if case.kernel.deterministic else "integers")
@@ -98,16 +107,13 @@ def _repeatable(case: Case) -> tuple[Array, ...]:
 
 def check_poison(case: Case) -> Outcome:
     """Results and workspace come filled with NaN, then with a large number, and none of it may show."""
+    if not memory.can_poison(case.device.tensors):
+        return CannotRun(_NO_POISON)
     arrays = _repeatable(case)
     want = case.launch(arrays)
-    for byte in (0xFF, 0x7F):
-        with poisoned_memory(byte) as is_poisoned:
-            if not is_poisoned:
-                return CannotRun("memory cannot be poisoned here (needs glibc's M_PERTURB)")
-            got = case.launch(arrays)
-        case.agrees(
-            got, want, f"memory was filled with {byte:#x} and shows (not overwritten, or read too soon)"
-        )
+    for byte in memory.POISONS:
+        note = f"memory was filled with {byte:#x} and shows (not overwritten, or read too soon)"
+        case.agrees(case.launch(arrays, poison=byte), want, note)
     return None
 
 
@@ -115,7 +121,7 @@ def check_views(case: Case) -> Outcome:
     """Strided, sliced, misaligned and other-layout operands, among NaN, give what dense ones give."""
     arrays = _repeatable(case)
     want = case.launch(arrays)
-    for placement in placements(len(arrays)):
+    for placement in memory.placements(len(arrays)):
         note = f"operands placed {', '.join(placement)}"
         case.agrees(case.launch(arrays, placement, note=f"{note}: "), want, note)
     return None
@@ -124,27 +130,15 @@ def check_views(case: Case) -> Outcome:
 # ---- Claims --------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def check_deterministic(case: Case) -> Outcome:
-    """Equal to the bit from run to run, and for 1, 2 and 3 threads."""
+    """Equal to the bit from run to run, and for any number of threads, or order of them."""
     if not case.kernel.deterministic:
         return Unclaimed("does not claim deterministic")
     arrays = operands(case.problem, case.kernel.pass_, "normal")
-    with _threads(1):
-        want = case.launch(arrays)
-        case.same_bits(case.launch(arrays), want, "a second run differs from the first")
-    for count in (2, 3):
-        with _threads(count):
-            case.same_bits(case.launch(arrays), want, f"{count} threads differ from 1")
+    want = case.normal_result()
+    first, *others = case.device.ways[:2] if case.short else case.device.ways
+    for way in others:
+        case.same_bits(case.launch(arrays, way=way), want, f"{way} differs from {first}")
     return None
 
 
@@ -155,12 +149,12 @@ def check_batch_invariant(case: Case) -> Outcome:
         return Unclaimed("does not claim batch_invariant")
     if kernel.operation == "conv2d" and kernel.pass_ in ("wgrad", "bgrad"):
         raise case.fail("claims batch_invariant, but its result is a sum over the batch")
-    batched = replace(problem, n=max(problem.n, 3))
+    batched = replace(problem, n=max(problem.n, 2 if case.short else 3))
     arrays = operands(batched, kernel.pass_, "normal")
-    whole = case.launch(arrays, problem=batched)
+    whole = case.normal_result() if batched == problem else case.launch(arrays, problem=batched)
     alone = replace(problem, n=1)
     batch_names = [name for name in OPERANDS[kernel.operation, kernel.pass_] if name not in ("w", "bias")]
-    for sample in (0, batched.n - 1):
+    for sample in (batched.n - 1,) if case.short else (0, batched.n - 1):
         given = tuple(
             array[sample : sample + 1] if name in batch_names else array
             for name, array in zip(OPERANDS[kernel.operation, kernel.pass_], arrays, strict=True)
@@ -172,21 +166,29 @@ def check_batch_invariant(case: Case) -> Outcome:
 
 
 def check_nonfinite(case: Case) -> Outcome:
-    """One NaN or infinity in one operand reaches exactly the results that the line's claim allows."""
+    """One NaN or infinity in one operand reaches exactly the results that the line's claim allows.
+
+    In short, a NaN in one operand and an infinity in the next.
+    """
     kernel, problem = case.kernel, case.problem
     if kernel.nonfinite == "tile":
         return Unclaimed("claims no more than nonfinite=tile")
     arrays = operands(problem, kernel.pass_, "normal")
-    clean = case.launch(arrays)
-    for operand, name in enumerate(OPERANDS[kernel.operation, kernel.pass_]):
-        if name == "argmax" or arrays[operand].size == 0:
-            continue
-        for place, value in ((0, np.nan), (arrays[operand].size - 1, np.inf)):
-            touched = arrays[operand].copy()
-            touched.flat[place] = value
-            given = (*arrays[:operand], touched, *arrays[operand + 1 :])
-            index = [int(i) for i in np.unravel_index(place, touched.shape)]
-            _check_reach(case, given, clean, f"{name}{index} = {value}")
+    clean = case.normal_result()
+    names = OPERANDS[kernel.operation, kernel.pass_]
+    able = [i for i, name in enumerate(names) if name != "argmax" and arrays[i].size]
+    touches = [[(i, 0, np.nan)] for i in able] + [[(i, -1, np.inf)] for i in able]
+    if case.short and able:
+        first = case.short.launches % len(able)
+        touches = [[(able[first], 0, np.nan), (able[(first + 1) % len(able)], -1, np.inf)]]
+    for touch in touches:
+        given, notes = list(arrays), []
+        for operand, place, value in touch:
+            given[operand] = given[operand].copy()
+            given[operand].flat[place] = value
+            index = np.unravel_index(place % arrays[operand].size, arrays[operand].shape)
+            notes.append(f"{names[operand]}{[int(i) for i in index]} = {value}")
+        _check_reach(case, tuple(given), clean, ", ".join(notes))
     return None
 
 
@@ -202,7 +204,7 @@ def _check_reach(case: Case, given: tuple[Array, ...], clean: list[Array], note:
         is_right |= (np.isnan(got) & np.isnan(want)) | (np.isinf(want) & (got == want))
         # Where the element takes no part, the result is what it was without it.
         is_right |= np.isfinite(want) & (np.isfinite(got) if not kernel.deterministic else got == clean[0])
-    selects = not accuracy.is_sum(problem, kernel.pass_)
+    selects = not is_sum(problem, kernel.pass_)
     if selects:  # a maximum may change to another finite value
         is_right |= got == allowed[0]
     if not is_right.all():
@@ -221,23 +223,42 @@ CHECKS: dict[str, Callable[[Case], Outcome]] = {
 }
 
 
+#: Those that a short battery makes; the others are part of every launch of it.
+_IN_SHORT = tuple(check for check in CHECKS if check not in ("poison", "views"))
+
+
 @dataclass
 class Verdict:
     """What the battery found of one line on one problem."""
 
-    ran: list[str]
-    unsupported: list[tuple[str, str]]
-    skipped: list[tuple[str, str]]
-    failures: list[str]
+    ran: list[str] = field(default_factory=list)
+    unsupported: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
-def judge(kernel: Kernel, problem: Problem, checks: tuple[str, ...] = tuple(CHECKS)) -> Verdict:
-    """Every check of the battery on one line and one problem."""
-    verdict = Verdict([], [], [], [])
-    reason = backends.unavailable(kernel.backend, "cpu")
-    if reason and "cpu" in kernel.proved:
-        what = f"it is proved on cpu, but its backend is not available: {reason}"
-        verdict.failures = [str(Case("available", kernel, problem).fail(what))]
+def judge(
+    kernel: Kernel,
+    problem: Problem,
+    checks: tuple[str, ...] = tuple(CHECKS),
+    device: Device | None = None,
+    in_short: bool = False,
+) -> Verdict:
+    """Every check of the battery on one line and one problem.
+
+    Args:
+        checks: Names of :data:`CHECKS`.
+        device: Where; else where the line's backend is judged (:func:`tests.devices.device_of`).
+        in_short: In few launches (:class:`tests.case.Short`).
+    """
+    device, verdict = device or device_of(kernel), Verdict()
+    short = Short() if in_short else None
+    if in_short:
+        checks = tuple(check for check in checks if check in _IN_SHORT)
+    reason = device.unavailable(kernel.backend)
+    if reason and device.name in kernel.proved:
+        what = f"it is proved on {device.name}, but its backend is not available: {reason}"
+        verdict.failures = [str(Case("available", kernel, problem, device).fail(what))]
         return verdict
     if reason:
         verdict.skipped = [(check, reason) for check in checks]
@@ -246,9 +267,11 @@ def judge(kernel: Kernel, problem: Problem, checks: tuple[str, ...] = tuple(CHEC
     if reason:
         verdict.unsupported = [(check, reason) for check in checks]
         return verdict
+    if in_short and not memory.can_poison(device.tensors):
+        verdict.skipped.append(("poison", _NO_POISON))
     for check in checks:
         try:
-            why_not = CHECKS[check](Case(check, kernel, problem))
+            why_not = CHECKS[check](Case(check, kernel, problem, device, short))
         except Failure as failure:
             verdict.failures.append(str(failure))
             if isinstance(failure, Crash):

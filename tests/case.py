@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,9 @@ from pyconv import backends
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 from tests import accuracy
-from tests.operands import (
-    OPERANDS,
-    Array,
-    dense_strides,
-    lay_out,
-    operation_of,
-    result_shapes,
-    storage_bytes,
-)
+from tests.devices import Cpu, Device
+from tests.memory import POISONS, dense_strides, lay_out, placements, poisoned_memory, storage_bytes, values
+from tests.operands import OPERANDS, Array, is_sum, operands, operation_of, result_shapes
 
 
 class Unclaimed(str):
@@ -45,48 +40,91 @@ class Crash(Failure):
 Outcome = Unclaimed | CannotRun | None
 
 
+@dataclass
+class Short:
+    """A battery in few launches, for a device on which each is slow.
+
+    No launch is for poisoned memory or for hostile views alone: every launch, whatever it is for, is in
+    poisoned memory, and takes the next placement of its operands. A launch of the same operands again is
+    spared where a check does not need it.
+    """
+
+    launches: int = 0
+    latest: str = "none"
+    normal: list[Array] | None = None  # what the kernel gave for the first draw of normal operands
+
+    def next(self, operand_count: int) -> tuple[tuple[str, ...], int]:
+        """The placement of the operands and the poison of the next launch."""
+        every = [("dense",) * operand_count, *placements(operand_count)]
+        placement, poison = every[self.launches % len(every)], POISONS[self.launches % len(POISONS)]
+        self.launches += 1
+        self.latest = f"operands placed {', '.join(placement)}, memory filled with {poison:#x}"
+        return placement, poison
+
+
 @dataclass(frozen=True)
 class Case:
-    """One line of the table on one problem, under one check."""
+    """One line of the table on one problem on one device, under one check."""
 
     check: str
     kernel: Kernel
     problem: Problem
+    device: Device = field(default_factory=Cpu)
+    short: Short | None = None
 
-    def fail(self, what: str) -> Failure:
-        return Failure(self, what)
+    def fail(self, what: str, kind: type[Failure] = Failure) -> Failure:
+        return kind(self, f"{what} [latest launch: {self.short.latest}]" if self.short else what)
 
     def launch(
         self,
         arrays: tuple[Array | None, ...],
         placement: tuple[str, ...] | None = None,
         problem: Problem | None = None,
+        poison: int | None = None,
+        way: str | None = None,
         note: str = "",
     ) -> list[Array]:
         """Runs the kernel on operands laid out as asked; what it returned, as arrays.
 
         Raises:
             Failure: if it raises, writes to an operand's buffer, returns a view of one, or returns another
-                shape, dtype or layout than the problem's.
+                shape, dtype, layout or device than the problem's.
         """
         problem = problem or self.problem
+        if self.short:
+            placement, poison = self.short.next(len(arrays))
         placement = placement or ("dense",) * len(arrays)
         tensors = [
-            None if array is None else lay_out(array, problem.layout, where)
+            None
+            if array is None
+            else lay_out(array, problem.torch_dtype, problem.layout, where, self.device.tensors)
             for array, where in zip(arrays, placement, strict=True)
         ]
         names = OPERANDS[operation_of(problem), self.kernel.pass_]
         before = [None if tensor is None else storage_bytes(tensor) for tensor in tensors]
+        poisoned = (
+            contextlib.nullcontext() if poison is None else poisoned_memory(poison, self.device.tensors)
+        )
         try:
-            returned = backends.bind(self.kernel, problem)(*tensors)
+            with self.device.running(way), poisoned:
+                returned = backends.bind(self.kernel, problem)(*tensors)
         except Exception as error:
-            raise Crash(self, f"{note}it raised {type(error).__name__}: {error}") from error
+            raise self.fail(f"{note}it raised {type(error).__name__}: {error}", Crash) from error
         for name, tensor, was in zip(names, tensors, before, strict=True):
             if tensor is not None and storage_bytes(tensor) != was:
                 raise self.fail(f"{note}it wrote to its input {name} or beside it")
         results = list(returned) if isinstance(returned, tuple) else [returned]
         self._check_form(results, tensors, problem, note)
-        return [np.ascontiguousarray(result.numpy()) for result in results]
+        return [values(result) for result in results]
+
+    def normal_result(self) -> list[Array]:
+        """What the kernel gives for the first draw of normal operands; in a short battery, launched once."""
+        if self.short and self.short.normal is not None:
+            return self.short.normal
+        result = self.launch(operands(self.problem, self.kernel.pass_, "normal"), way=self.device.ways[0])
+        if self.short:
+            self.short.normal = result
+        return result
 
     def _check_form(self, results: list[Any], tensors: list[Any], problem: Problem, note: str) -> None:
         shapes = result_shapes(problem, self.kernel.pass_)
@@ -100,6 +138,8 @@ class Case:
                     f"{note}it returned {result.dtype} of shape {tuple(result.shape)}, "
                     f"expected {dtype} of {shape}"
                 )
+            if result.device.type != self.device.tensors:
+                raise self.fail(f"{note}its result is on {result.device}, its operands are not")
             strides = dense_strides(shape, problem.layout)
             wrong = [
                 axis for axis, size in enumerate(shape) if size > 1 and result.stride(axis) != strides[axis]
@@ -121,10 +161,10 @@ class Case:
 
     def agrees(self, got: list[Array], want: list[Array], note: str) -> None:
         """As :meth:`same_bits`, but a sum that does not claim determinism is held to its accuracy only."""
-        if self.kernel.deterministic or not accuracy.is_sum(self.problem, self.kernel.pass_):
+        if self.kernel.deterministic or not is_sum(self.problem, self.kernel.pass_):
             self.same_bits(got, want, note)
             return
-        limit = 4 * accuracy.allowed(self.problem, self.kernel.pass_)  # both may be off, either way
+        limit = 4 * accuracy.allowed(self.kernel, self.problem)  # both may be off, either way
         for part, (new, old) in enumerate(zip(got, want, strict=True)):
             if not accuracy.relative_error([new], [old]) <= limit:
                 raise self.fail(f"{note}: {first_wrong(new != old, part, old, new)}")

@@ -41,7 +41,7 @@ def _one_thread() -> Any:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The counts that tests left under ``battery`` (see ``tests/test_battery.py``), from every worker."""
-    counts: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {}
     reasons: Counter[tuple[str, str, str]] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -50,18 +50,19 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             for name, value in getattr(report, "user_properties", ()):
                 if name != "battery":
                     continue
-                counts["run"] += value["run"]
-                counts["failed"] += value["failed"]
+                of_device = counts.setdefault(value["device"], Counter())
+                of_device["run"] += value["run"]
+                of_device["failed"] += value["failed"]
                 for outcome in ("unsupported", "skipped"):
                     for kernel, reason, number in value[outcome]:
-                        counts[outcome] += number
+                        of_device[outcome] += number
                         reasons[outcome, kernel, reason] += number
     if not counts:
         return
     write = terminalreporter.write_line
-    terminalreporter.section("battery: checks of kernels on problems")
-    write(
-        ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("run", "failed", "unsupported", "skipped"))
-    )
+    terminalreporter.section("checks of kernels on problems")
+    for device, numbers in sorted(counts.items()):
+        outcomes = ("run", "failed", "unsupported", "skipped")
+        write(f"battery on {device}: " + ", ".join(f"{numbers[outcome]} {outcome}" for outcome in outcomes))
     for (outcome, kernel, reason), number in sorted(reasons.items()):
         write(f"  {outcome} {number:6d}  {kernel}: {reason}")

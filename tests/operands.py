@@ -1,27 +1,23 @@
-"""What the battery feeds a kernel, and how it lays that out in memory.
+"""What the battery feeds a kernel: numpy arrays indexed ``[n, c, h, w]``, whatever the layout of the tensors.
 
-Operands are numpy arrays indexed ``[n, c, h, w]``; :func:`lay_out` turns them into torch tensors in a plain
-or a hostile placement. Every placement lives in a buffer with margins of NaN, so a kernel that reads beside
-its operand, or takes a view for a dense tensor, cannot give the right result.
+numpy has no bfloat16, and slow arithmetic in float16. The values of a 16-bit dtype are therefore held as
+float32 throughout: every one of them is a float32, so an array of them compares as the tensor itself would,
+to the bit. :func:`rounded` is the only way into a dtype; :mod:`tests.memory` makes tensors of the arrays.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
+import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from pyconv import reference
-from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem
+from pyconv.problem import DTYPES, Conv2dProblem, Pool2dProblem, Problem
 
 Array = npt.NDArray[Any]
 
@@ -37,11 +33,34 @@ OPERANDS = {
     ("maxpool2d", "gather"): ("x", "argmax"),
 }
 
-NUMPY_DTYPES: dict[str, type[np.floating[Any]]] = {"f32": np.float32, "f64": np.float64}
+#: dtype -> the type of the arrays that hold its values, which is also the type its sums are kept in.
+ARRAY_DTYPES: dict[str, type[np.floating[Any]]] = {
+    "f32": np.float32,
+    "f64": np.float64,
+    "f16": np.float32,
+    "bf16": np.float32,
+}
+
+
+def rounded(array: Array, dtype: str) -> Array:
+    """The values of ``dtype`` nearest to those of ``array`` (which a float32 has to hold, if 16-bit)."""
+    array = np.asarray(array, ARRAY_DTYPES[dtype])
+    if is_16_bit(dtype):
+        return torch.from_numpy(np.array(array, order="C")).to(DTYPES[dtype]).float().numpy()
+    return array
+
+
+def is_16_bit(dtype: str) -> bool:
+    return DTYPES[dtype].itemsize == 2
 
 
 def operation_of(problem: Problem) -> str:
     return "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
+
+
+def is_sum(problem: Problem, pass_: str) -> bool:
+    """Whether a pass rounds. The others select elements, and are exact."""
+    return operation_of(problem) == "conv2d" or pass_ == "dgrad"
 
 
 def _shape(problem: Problem, name: str) -> tuple[int, ...]:
@@ -68,12 +87,40 @@ def result_shapes(problem: Problem, pass_: str) -> list[tuple[int, ...]]:
 # ---- Values ----------------------------------------------------------------------------------------------
 
 
-def _values(kind: str, shape: tuple[int, ...], dtype: str, seed: int) -> Array:
-    """``normal``; ``integers`` up to 3, with zeros of both signs; ``special``: those, with NaN and -inf."""
+def _terms(problem: Problem, pass_: str) -> int:
+    """The most terms that one sum has."""
+    if isinstance(problem, Conv2dProblem):
+        terms = problem.n * problem.p * problem.q if pass_ == "bgrad" else problem.gemm(pass_)[2]
+    else:  # the windows that one element is in
+        terms = math.ceil(problem.r / problem.stride_h) * math.ceil(problem.s / problem.stride_w)
+    return max(1, terms)
+
+
+def integer_limits(problem: Problem, pass_: str) -> tuple[int, int]:
+    """The largest magnitude of the ``integers`` operands of a pass, and of any partial sum of theirs.
+
+    Up to 3, so that selections meet ties and no sum rounds. A 16-bit result is rounded once, from an exact
+    sum, and that has to show: there the integers are so large that sums are around 2^13, which is more than
+    the 8 or 11 bits of a result and less than the largest float16.
+    """
+    is_product = operation_of(problem) == "conv2d" and pass_ != "bgrad"
+    terms = _terms(problem, pass_)
+    largest = 3
+    if is_16_bit(problem.dtype) and is_sum(problem, pass_):
+        # Integers up to m have a mean square of m^2 / 3, their products of m^4 / 9.
+        size = 2**13 / math.sqrt(terms)
+        representable = 2048 if problem.dtype == "f16" else 256
+        largest = min(representable, math.isqrt(int(3 * size)) if is_product else int(math.sqrt(3) * size))
+    largest = max(1, largest)
+    return largest, terms * (largest**2 if is_product else largest) + largest  # and the bias
+
+
+def _values(kind: str, shape: tuple[int, ...], dtype: str, seed: int, largest: int = 3) -> Array:
+    """``normal``; ``integers`` with zeros of both signs; ``special``: those, with NaN and -inf."""
     random = np.random.default_rng(seed)
     if kind == "normal":
-        return random.standard_normal(shape).astype(NUMPY_DTYPES[dtype])
-    values = random.integers(-3, 4, shape).astype(NUMPY_DTYPES[dtype])
+        return rounded(random.standard_normal(shape), dtype)
+    values = random.integers(-largest, largest + 1, shape).astype(ARRAY_DTYPES[dtype])
     values[random.random(shape) < 0.1] = -0.0
     if kind == "special":
         values[random.random(shape) < 0.1] = np.nan
@@ -93,7 +140,8 @@ def operands(problem: Problem, pass_: str, kind: str, draw: int = 0) -> tuple[Ar
             ties = _values("integers", problem.x_shape, problem.dtype, seed)
             arrays.append(reference.maxpool2d_fprop_argmax(problem, ties)[1])
         else:
-            arrays.append(_values(kind, _shape(problem, name), problem.dtype, seed))
+            largest = integer_limits(problem, pass_)[0]
+            arrays.append(_values(kind, _shape(problem, name), problem.dtype, seed, largest))
     for array in arrays:
         array.flags.writeable = False
     return tuple(arrays)
@@ -108,96 +156,8 @@ def expected(
 ) -> tuple[Array, ...]:
     """What :mod:`pyconv.reference` says."""
     function = getattr(reference, f"{operation_of(problem)}_{pass_}")
-    sums = isinstance(problem, Conv2dProblem) or pass_ == "dgrad"
-    extra: dict[str, Any] = {"dtype": dtype} if sums else {}
+    extra: dict[str, Any] = {"dtype": dtype} if is_sum(problem, pass_) else {}
     if padding_multiplied:
         extra["padding_multiplied"] = True
     result = function(problem, *arrays, **extra)
     return result if isinstance(result, tuple) else (result,)
-
-
-# ---- Placement -------------------------------------------------------------------------------------------
-
-#: ``dense`` is what the problem's layout says; the others are views that a kernel must not mistake for it.
-PLACEMENTS = ("dense", "strided", "sliced", "offset", "transposed")
-
-
-def dense_strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    """Strides, in elements, of a dense tensor of the layout (one dimension is always contiguous)."""
-    order = (0, 2, 3, 1) if layout == "nhwc" and len(shape) == 4 else range(len(shape))
-    strides, step = [0] * len(shape), 1
-    for axis in reversed(tuple(order)):
-        strides[axis] = step
-        step *= max(shape[axis], 1)
-    return tuple(strides)
-
-
-_MARGIN = 32  # elements of NaN before and after: whole cache lines, so a dense operand stays aligned
-
-
-def lay_out(array: Array, layout: str, placement: str = "dense") -> Tensor:
-    """A tensor of these values: see :data:`PLACEMENTS`. Everything around them is NaN (an int's largest)."""
-    if placement == "transposed":
-        layout = "nchw" if layout == "nhwc" else "nhwc"
-    grown = array.shape
-    if placement in ("strided", "sliced"):  # every second element, or the middle, of a larger tensor
-        grown = tuple(2 * size + 1 if placement == "strided" else size + 3 for size in array.shape)
-    strides = dense_strides(grown, layout)
-    start = _MARGIN + (placement == "offset")  # one element more: aligned to nothing but its element
-    size = int(np.prod(grown))
-    around = torch.iinfo(torch.int32).max if array.dtype == np.int32 else float("nan")
-    buffer = torch.full(
-        (start + size + _MARGIN,), around, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype
-    )
-    view = buffer.as_strided(grown, strides, start)
-    if placement == "strided":
-        view = view[tuple(slice(1, None, 2) for _ in array.shape)]
-    elif placement == "sliced":
-        view = view[tuple(slice(1, 1 + size) for size in array.shape)]
-    view.copy_(torch.from_numpy(np.array(array)))
-    return view
-
-
-def storage_bytes(tensor: Tensor) -> bytes:
-    """Every byte of the buffer that a tensor is a view of."""
-    storage = tensor.untyped_storage()
-    return ctypes.string_at(storage.data_ptr(), storage.nbytes()) if storage.nbytes() else b""
-
-
-def placements(count: int) -> list[tuple[str, ...]]:
-    """Every hostile placement of every one of ``count`` operands, in as few calls as there are placements."""
-    hostile = PLACEMENTS[1:]
-    return [
-        tuple(hostile[(call + operand) % len(hostile)] for operand in range(count))
-        for call in range(len(hostile))
-    ]
-
-
-# ---- Poison ----------------------------------------------------------------------------------------------
-
-_M_PERTURB = -6  # glibc's mallopt: fill whatever is allocated with the complement of a byte
-
-
-def _perturb(byte: int | None) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return False
-    return bool(mallopt(_M_PERTURB, 0 if byte is None else 0x100 | (byte ^ 0xFF)))
-
-
-@contextmanager
-def poisoned_memory(byte: int) -> Iterator[bool]:
-    """Whatever is allocated within the block, by torch too, is filled with ``byte``. Yields whether it is.
-
-    0xFF is NaN in every floating-point dtype and -1 in every integer. A block below 1 kB escapes now and then
-    (glibc hands out a cached one as it is), a larger one never; the shared list has both for every kernel.
-    """
-    try:
-        _perturb(byte)
-        probes = [torch.empty(size, dtype=torch.uint8) for size in (2000, 70_000)]
-        yield all(bool((probe == byte).all()) for probe in probes)
-    finally:
-        _perturb(None)

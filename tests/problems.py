@@ -2,7 +2,8 @@
 
 Each text is without dtype and layout; :func:`variants` adds them. The sizes are small, so that every line of
 the table can go through all of them in every test run; :data:`CONV2D_MORE` and :data:`MAXPOOL2D_MORE` are the
-exhaustive part.
+exhaustive part. The lines of CUDA have larger tiles and, on the emulator, less time: they go through
+:data:`tests.problems_cuda.CONV2D_CUDA` and what their lines add.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import itertools
 
 from pyconv.problem import LAYOUTS, Problem, parse_problem
 
-#: What the default run covers of every problem.
+#: What the default run covers of every problem; the 16-bit dtypes, of the core.
 DTYPES = ("f32", "f64")
+DTYPES_16_BIT = ("f16", "bf16")
 
 #: The problems that show most of a kernel's paths in the least time: what every instruction set runs.
 CONV2D_CORE = [
@@ -172,6 +174,6 @@ CONV2D_MORE = _conv2d_more()
 MAXPOOL2D_MORE = _maxpool2d_more()
 
 
-def variants(text: str) -> list[Problem]:
-    """The problem of ``text`` in every dtype and layout of the default run."""
-    return [parse_problem(f"{text} {dtype} {layout}") for dtype in DTYPES for layout in LAYOUTS]
+def variants(text: str, dtypes: tuple[str, ...] = DTYPES) -> list[Problem]:
+    """The problem of ``text`` in every one of some dtypes, in both layouts."""
+    return [parse_problem(f"{text} {dtype} {layout}") for dtype in dtypes for layout in LAYOUTS]

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import given
+import pytest
+from hypothesis import assume, given, settings
 
 from pyconv import registry
 from pyconv.problem import LAYOUTS, Conv2dProblem, Pool2dProblem, Problem
 from tests.battery import judge
-from tests.problems import DTYPES
+from tests.devices import ORDERS, Emulator, device_of
+from tests.problems import DTYPES, DTYPES_16_BIT
 
 _CHECKS = ("value", "exact_integers", "views")
 
@@ -27,7 +29,7 @@ def _axis(draw: Callable[..., Any], most: int, pooling: bool) -> tuple[int, int,
 
 
 @st.composite
-def conv2d_problems(draw: Callable[..., Any]) -> Conv2dProblem:
+def conv2d_problems(draw: Callable[..., Any], dtypes: tuple[str, ...] = DTYPES) -> Conv2dProblem:
     h, r, stride_h, top, bottom, dilation_h = _axis(draw, 20, pooling=False)
     w, s, stride_w, left, right, dilation_w = _axis(draw, 36, pooling=False)
     if draw(st.booleans()):  # depthwise is rare among free draws
@@ -38,17 +40,17 @@ def conv2d_problems(draw: Callable[..., Any]) -> Conv2dProblem:
         c, k = groups * draw(st.integers(1, 20)), groups * draw(st.integers(1, 20))
     return Conv2dProblem(
         draw(st.integers(1, 3)), c, h, w, k, r, s, stride_h, stride_w, top, bottom, left, right,
-        dilation_h, dilation_w, groups, draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUTS)),
+        dilation_h, dilation_w, groups, draw(st.sampled_from(dtypes)), draw(st.sampled_from(LAYOUTS)),
     )  # fmt: skip
 
 
 @st.composite
-def maxpool2d_problems(draw: Callable[..., Any]) -> Pool2dProblem:
+def maxpool2d_problems(draw: Callable[..., Any], dtypes: tuple[str, ...] = DTYPES) -> Pool2dProblem:
     h, r, stride_h, top, bottom, dilation_h = _axis(draw, 30, pooling=True)
     w, s, stride_w, left, right, dilation_w = _axis(draw, 70, pooling=True)
     return Pool2dProblem(
         draw(st.integers(1, 3)), draw(st.integers(1, 40)), h, w, r, s, stride_h, stride_w, top, bottom, left,
-        right, dilation_h, dilation_w, draw(st.booleans()), draw(st.sampled_from(DTYPES)),
+        right, dilation_h, dilation_w, draw(st.booleans()), draw(st.sampled_from(dtypes)),
         draw(st.sampled_from(LAYOUTS)),
     )  # fmt: skip
 
@@ -57,6 +59,7 @@ def _every_line_agrees(problem: Problem, operation: str) -> None:
     failures = [
         failure
         for kernel in registry.kernels(operation)
+        if device_of(kernel).name != "emulator"
         for failure in judge(kernel, problem, _CHECKS).failures
     ]
     assert not failures, "\n".join(failures)
@@ -70,3 +73,34 @@ def test_any_convolution(problem: Conv2dProblem) -> None:
 @given(problem=maxpool2d_problems())
 def test_any_pooling(problem: Pool2dProblem) -> None:
     _every_line_agrees(problem, "maxpool2d")
+
+
+# ---- On the emulator, where a problem may take seconds: part of the exhaustive run ------------------------
+
+_EVERY_DTYPE = DTYPES + DTYPES_16_BIT
+_ORDERS = st.sampled_from(ORDERS)
+
+
+def _every_cuda_line_agrees(problem: Problem, operation: str, order: str) -> None:
+    failures = [
+        failure
+        for kernel in registry.kernels(operation)
+        if kernel.backend == "cuda"
+        for failure in judge(kernel, problem, device=Emulator(order), in_short=True).failures
+    ]
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=40)
+@given(problem=conv2d_problems(_EVERY_DTYPE), order=_ORDERS)
+def test_any_convolution_on_the_emulator(problem: Conv2dProblem, order: str) -> None:
+    assume(problem.flops("fprop") < 2e7)
+    _every_cuda_line_agrees(problem, "conv2d", order)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=40)
+@given(problem=maxpool2d_problems(_EVERY_DTYPE), order=_ORDERS)
+def test_any_pooling_on_the_emulator(problem: Pool2dProblem, order: str) -> None:
+    _every_cuda_line_agrees(problem, "maxpool2d", order)

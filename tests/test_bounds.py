@@ -25,7 +25,8 @@ from pyconv import backends, registry
 from pyconv.backends import cpu
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
-from tests.operands import Array, dense_strides, operands
+from tests.memory import dense_strides
+from tests.operands import Array, operands
 from tests.problems import CONV2D, MAXPOOL2D, variants
 
 ROOT = Path(__file__).resolve().parent.parent

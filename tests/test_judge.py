@@ -21,8 +21,9 @@ from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel
 from tests import accuracy
 from tests.battery import CHECKS, judge
-from tests.operands import dense_strides, expected
-from tests.problems import CONV2D_CORE, MAXPOOL2D_CORE, variants
+from tests.memory import dense_strides, values
+from tests.operands import expected
+from tests.problems import CONV2D_CORE, DTYPES, DTYPES_16_BIT, MAXPOOL2D_CORE, variants
 
 Launch = Callable[..., Any]
 #: A fault: from the problem and the honest launch to a broken one.
@@ -42,8 +43,8 @@ def honest(kernel: Kernel, problem: Problem) -> Launch:
     """The reference as a kernel."""
 
     def launch(*tensors: Tensor | None) -> Any:
-        # Dense copies: numpy adds in an order that depends on the strides.
-        arrays = tuple(None if tensor is None else np.array(tensor.numpy(), order="C") for tensor in tensors)
+        # Dense arrays: numpy adds in an order that depends on the strides.
+        arrays = tuple(None if tensor is None else values(tensor) for tensor in tensors)
         with np.errstate(invalid="ignore"):
             results = [_tensor(part, problem) for part in expected(problem, kernel.pass_, arrays)]
         return results[0] if len(results) == 1 else tuple(results)
@@ -66,7 +67,9 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Kernel]]:
 
     def add(operation: str, pass_: str, fault: Fault, **claims: Any) -> Kernel:
         claims = {"batch_invariant": pass_ not in ("wgrad", "bgrad"), **claims}
-        kernel = registry.register(Kernel(operation, pass_, "judged", "judged", ("f32", "f64"), **claims))  # type: ignore[arg-type]
+        kernel = registry.register(
+            Kernel(operation, pass_, "judged", "judged", (*DTYPES, *DTYPES_16_BIT), **claims)
+        )  # type: ignore[arg-type]
         added.append(kernel)
         faults[kernel.id] = fault
         return kernel
@@ -76,9 +79,9 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Kernel]]:
         registry.unregister(kernel)
 
 
-def _failed(kernel: Kernel, text: str) -> dict[str, str]:
+def _failed(kernel: Kernel, text: str, in_short: bool = False) -> dict[str, str]:
     """The checks that failed, and what they said."""
-    failures = judge(kernel, parse_problem(text)).failures
+    failures = judge(kernel, parse_problem(text), in_short=in_short).failures
     return {failure.split("'")[1]: failure for failure in failures}
 
 
@@ -86,14 +89,16 @@ def _failed(kernel: Kernel, text: str) -> dict[str, str]:
     ("operation", "pass_"),
     [(operation, pass_) for operation, passes in registry.PASSES.items() for pass_ in passes],
 )
-def test_an_honest_kernel_passes(line: Any, operation: str, pass_: str) -> None:
+@pytest.mark.parametrize("in_short", [False, True], ids=["in full", "in short"])
+def test_an_honest_kernel_passes(line: Any, operation: str, pass_: str, in_short: bool) -> None:
     kernel = line(operation, pass_, lambda problem, launch: launch)
+    checks = set(CHECKS) - ({"poison", "views"} if in_short else set())
     for text in CONV2D_CORE[:4] if operation == "conv2d" else MAXPOOL2D_CORE:
-        for problem in variants(text):
-            verdict = judge(kernel, problem)
+        for problem in variants(text, (*DTYPES, *DTYPES_16_BIT)):
+            verdict = judge(kernel, problem, in_short=in_short)
             assert not verdict.failures, "\n".join(verdict.failures)
             assert not verdict.skipped
-            assert set(verdict.ran) | {check for check, _ in verdict.unsupported} == set(CHECKS)
+            assert set(verdict.ran) | {check for check, _ in verdict.unsupported} == checks
 
 
 # ---- The faults ------------------------------------------------------------------------------------------
@@ -221,8 +226,8 @@ FAULTS: list[tuple[Fault, str, str]] = [
     (writes_beside_input, "value", "wrote to its input x or beside it"),
     (skips_last_row, "poison", "result[0, 0, 8, 0] is"),
     (depends_on_batch, "batch_invariant", "sample 0 alone differs"),
-    (not_deterministic, "deterministic", "a second run differs from the first: result[0, 0, 0, 0]"),
-    (depends_on_threads, "deterministic", "3 threads differ from 1"),
+    (not_deterministic, "deterministic", "1 thread again differs from 1 thread: result[0, 0, 0, 0]"),
+    (depends_on_threads, "deterministic", "3 threads differs from 1 thread"),
     (cached_result, "value", "of draw 1 is"),
     (ignores_strides, "views", "operands placed strided, sliced, offset"),
     (wrong_layout, "value", "its result has strides"),
@@ -243,6 +248,19 @@ def test_a_broken_convolution_fails(line: Any, fault: Fault, check: str, words: 
     assert message.startswith(f"conv2d.fprop.judged@judged fails '{check}' on '{CONV}': ")
 
 
+#: Each launch of a short battery serves several checks: which one fails does not matter, but that one does.
+@pytest.mark.parametrize(
+    "fault",
+    [fault for fault, _, _ in FAULTS if fault is not depends_on_threads],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_broken_convolution_fails_in_short(line: Any, fault: Fault) -> None:
+    _cache.clear()
+    failed = _failed(line("conv2d", "fprop", fault), CONV, in_short=True)
+    assert failed
+    assert all("latest launch: operands placed" in message for message in failed.values())
+
+
 @pytest.mark.parametrize(
     "fault", [not_deterministic, depends_on_threads, depends_on_batch, small_integers_rounded]
 )
@@ -261,7 +279,7 @@ def test_what_is_not_claimed_is_unsupported_and_never_passed(line: Any, fault: F
 def test_the_tolerance_is_where_it_says(line: Any, pass_: str, factor: float, passes: bool) -> None:
     """An error a tenth above what is allowed fails, a tenth below passes."""
     text = "conv2d n2c67h9w8 k17r3s3 st1 pd1 f32 nchw"
-    allowed = accuracy.allowed(parse_problem(text), pass_)
+    allowed = accuracy.standard(parse_problem(text), pass_)
     assert 2**-23 < allowed < 1e-5
 
     def off(problem: Problem, launch: Launch) -> Launch:
@@ -277,6 +295,86 @@ def test_the_tolerance_is_where_it_says(line: Any, pass_: str, factor: float, pa
     assert ("value" not in failed) == passes
     if not passes:
         assert f"allowed {allowed:.3g} (twice torch's own, and one rounding)" in failed["value"]
+
+
+# ---- Accuracy of 16-bit and tf32 kernels -----------------------------------------------------------------
+
+
+def adds_in_16_bits(problem: Problem, launch: Launch) -> Launch:
+    """Channel after channel, each partial sum rounded."""
+
+    def broken(x: Tensor, w: Tensor, bias: Any) -> Any:
+        total = launch(torch.zeros_like(x), w, bias)
+        for c in range(problem.c):
+            channel = torch.zeros_like(x)
+            channel[:, c] = x[:, c]
+            total += launch(channel, w, None)
+        return total
+
+    return broken
+
+
+def rounds_before_the_bias(problem: Problem, launch: Launch) -> Launch:
+    def broken(x: Tensor, w: Tensor, bias: Any) -> Any:
+        result = launch(x, w, None)
+        return result if bias is None else result + bias[:, None, None]
+
+    return broken
+
+
+def truncates(problem: Problem, launch: Launch) -> Launch:
+    """Drops the bits of the sum that the result has no room for, as a cast by shifting does."""
+
+    def broken(*tensors: Any) -> Any:
+        arrays = tuple(None if tensor is None else values(tensor) for tensor in tensors)
+        sums = expected(problem, "fprop", arrays)[0].astype(np.float32)
+        dropped = {"f16": 13, "bf16": 16}[problem.dtype]
+        return _tensor((sums.view(np.int32) >> dropped << dropped).view(np.float32), problem)
+
+    return broken
+
+
+@pytest.mark.parametrize("in_short", [False, True], ids=["in full", "in short"])
+@pytest.mark.parametrize("dtype", DTYPES_16_BIT)
+@pytest.mark.parametrize("fault", [adds_in_16_bits, rounds_before_the_bias, truncates])
+def test_a_careless_16_bit_kernel_fails(line: Any, fault: Fault, dtype: str, in_short: bool) -> None:
+    kernel = line("conv2d", "fprop", fault, nonfinite="tile")
+    for text in (CONV, "conv2d n1c67h5w7 k37r3s3 st1 pd1 f32 nchw"):
+        failed = _failed(kernel, text.replace("f32", dtype), in_short)
+        assert "on small integers: result" in failed["exact_integers"]
+
+
+def test_sixteen_bit_sums_that_drift_fail(line: Any) -> None:
+    """A long sum in 16 bits is beyond the tolerance too."""
+    kernel = line("conv2d", "fprop", adds_in_16_bits, exact_integers=False)
+    failed = _failed(kernel, "conv2d n1c67h5w7 k37r3s3 st1 pd1 bf16 nchw")
+    assert "(twice torch's own, and one rounding)" in failed["value"]
+
+
+def rounds_to_tf32(problem: Problem, launch: Launch) -> Launch:
+    """As a tensor core does with float32: 11 bits of each operand, sums in float32."""
+
+    def narrowed(tensor: Tensor) -> Tensor:
+        bits = tensor.contiguous().view(torch.int32)
+        return ((bits + 0x1000) >> 13 << 13).view(torch.float32)
+
+    return lambda x, w, bias: launch(narrowed(x), narrowed(w), bias)
+
+
+@pytest.mark.parametrize("in_short", [False, True], ids=["in full", "in short"])
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        ("standard", "(twice torch's own, and one rounding)"),
+        ("1e-3 (tf32)", None),
+        ("1e-5 (tf32)", "allowed 1e-05 (the line's own bound)"),
+    ],
+)
+def test_tf32_passes_for_what_it_is_only(line: Any, accuracy: str, words: str | None, in_short: bool) -> None:
+    kernel = line("conv2d", "fprop", rounds_to_tf32, accuracy=accuracy, nonfinite="tile")
+    failed = _failed(kernel, CONV, in_short)
+    assert list(failed) == ([] if words is None else ["value"])
+    assert words is None or words in failed["value"]
 
 
 # ---- Pooling ---------------------------------------------------------------------------------------------

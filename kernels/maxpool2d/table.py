@@ -62,6 +62,7 @@ def _aten(pass_: str) -> Kernel:
         ("f32", "f64", "f16", "bf16"),
         restriction=torch_padding,
         deterministic=False,
+        exact_integers=pass_ != "dgrad",  # which adds in 16 bits
     )
 
 
