@@ -32,9 +32,11 @@ from pyconv.arguments import (
     prefers_channels_last,
 )
 from pyconv.autograd import Eager, is_differentiated
+from pyconv.backends.cuda import emulation as _emulation
 from pyconv.plan import MOST_REMEMBERED, plan_for
 from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem
 from pyconv.selection import forced as _forced
+from pyconv.selection import tf32
 
 #: Arguments of an eager call -> the form that runs it. Cleared whenever choices may change.
 _plans: dict[Any, Eager] = {}
@@ -106,7 +108,7 @@ def conv2d(
         key: Any = (
             input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype,
             input.device, weight.device, None if bias is None else (bias.shape, bias.dtype, bias.device),
-            stride, padding, dilation, groups, _forced(),
+            stride, padding, dilation, groups, _forced(), _emulation(),
             # 1 == True == 1.0, and only the first is right
             type(stride), type(padding), type(dilation), type(groups),
         )  # fmt: skip
@@ -120,6 +122,7 @@ def conv2d(
         or type(weight) not in _PLAIN
         or (bias is not None and type(bias) not in _PLAIN)
         or _autocast_enabled(form.plan.device_type)
+        or (form.plan.tf32 is not None and form.plan.tf32 != tf32())
     ):
         return _conv2d(input, weight, bias, stride, padding, dilation, groups, key)
     return form("fprop", input, weight, bias)  # type: ignore[no-any-return]
@@ -283,7 +286,7 @@ def max_pool2d(
     try:
         key: Any = (
             "pool", input.shape, input.stride(), input.dtype, input.device,
-            kernel_size, stride, padding, dilation, ceil_mode, _forced(),
+            kernel_size, stride, padding, dilation, ceil_mode, _forced(), _emulation(),
             type(kernel_size), type(stride), type(padding), type(dilation), type(ceil_mode),
         )  # fmt: skip
         form = _plans.get(key)

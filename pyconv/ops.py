@@ -1,8 +1,8 @@
 """The registered operators ``torch.ops.pyconv.*``: schemas and fakes, defined once in Python.
 
 Each operator has two overloads. ``default`` takes the name of the kernel to run and is implemented by every
-backend: the CPU in ``kernels/bindings.cpp`` through torch's stable ABI. ``auto`` leaves the choice to
-:mod:`pyconv.selection` at the moment of the call, so a compiled or exported graph holds no choice that was
+backend: the CPU in ``kernels/bindings.cpp`` through torch's stable ABI, CUDA here. ``auto`` leaves the choice
+to :mod:`pyconv.selection` at the moment of the call, so a compiled or exported graph holds no choice that was
 right only on the machine it was traced on.
 
 ``channels_last`` is the layout of the problem and so of every tensor the operator returns; operands in
@@ -15,14 +15,17 @@ Derivatives of every order are registered by :mod:`pyconv.autograd`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyconv.backends import cpu
-from pyconv.plan import plan_for
-from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem
+from pyconv import backends
+from pyconv.backends import cpu, cuda
+from pyconv.plan import MOST_REMEMBERED, plan_for
+from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem, Problem
+from pyconv.registry import kernels
 
 _WHERE = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _CONV = f"{_WHERE}, SymInt groups, bool channels_last"
@@ -144,7 +147,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-# ---- The auto overloads: problem -> selection -> launch -------------------------------------------------
+# ---- The problem of a call -------------------------------------------------------------------------------
 
 
 def conv2d_problem(
@@ -184,66 +187,105 @@ def pool2d_problem(
     )  # fmt: skip
 
 
-def _auto_fprop(x, w, bias, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
+def _of_fprop(x, w, bias, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
     problem = conv2d_problem(x.shape, w.shape, stride, padding, dilation, groups, channels_last, x.dtype)
-    return plan_for(problem, x.device.type).launch("fprop", x, w, bias)
+    return problem, (x, w, bias)
 
 
-def _auto_dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
+def _of_dgrad(dy, w, input_size, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
     x_shape = (dy.shape[0], w.shape[1] * groups, *input_size)
     problem = conv2d_problem(x_shape, w.shape, stride, padding, dilation, groups, channels_last, dy.dtype)
-    return plan_for(problem, dy.device.type).launch("dgrad", dy, w)
+    return problem, (dy, w)
 
 
-def _auto_wgrad(x, dy, filter_size, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
+def _of_wgrad(x, dy, filter_size, stride, padding, dilation, groups, channels_last):  # type: ignore[no-untyped-def]
     w_shape = (dy.shape[1], x.shape[1] // groups, *filter_size)
     problem = conv2d_problem(x.shape, w_shape, stride, padding, dilation, groups, channels_last, x.dtype)
-    return plan_for(problem, x.device.type).launch("wgrad", x, dy)
+    return problem, (x, dy)
 
 
-def _auto_bgrad(dy, channels_last):  # type: ignore[no-untyped-def]
+def _of_bgrad(dy, channels_last):  # type: ignore[no-untyped-def]
     # A sum over n, p, q: the problem of a 1x1 filter on one channel has the same y.
     n, k, p, q = dy.shape
     problem = conv2d_problem((n, 1, p, q), (k, 1, 1, 1), (1, 1), (0,) * 4, (1, 1), 1, channels_last, dy.dtype)
-    return plan_for(problem, dy.device.type).launch("bgrad", dy)
+    return problem, (dy,)
 
 
-def _auto_pool(pass_: str) -> Callable[..., Any]:
-    def auto(x, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
-        problem = pool2d_problem(
-            x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype
-        )
-        return plan_for(problem, x.device.type).launch(pass_, x)
-
-    return auto
+def _of_pool(x, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
+    problem = pool2d_problem(x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype)
+    return problem, (x,)
 
 
-def _auto_pool_dgrad(  # type: ignore[no-untyped-def]
+def _of_pool_dgrad(  # type: ignore[no-untyped-def]
     dy, argmax, input_size, window, stride, padding, dilation, ceil_mode, channels_last
 ):
     x_shape = (*dy.shape[:2], *input_size)
     problem = pool2d_problem(x_shape, window, stride, padding, dilation, ceil_mode, channels_last, dy.dtype)
-    return plan_for(problem, dy.device.type).launch("dgrad", dy, argmax)
+    return problem, (dy, argmax)
 
 
-def _auto_pool_gather(x, argmax, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
-    problem = pool2d_problem(x.shape, window, stride, padding, dilation, ceil_mode, channels_last, x.dtype)
-    return plan_for(problem, x.device.type).launch("gather", x, argmax)
+def _of_pool_gather(x, argmax, window, stride, padding, dilation, ceil_mode, channels_last):  # type: ignore[no-untyped-def]
+    problem, operands = _of_pool(x, window, stride, padding, dilation, ceil_mode, channels_last)
+    return problem, (*operands, argmax)
 
 
-_AUTO: dict[str, Callable[..., Any]] = {
-    "conv2d_fprop": _auto_fprop,
-    "conv2d_dgrad": _auto_dgrad,
-    "conv2d_wgrad": _auto_wgrad,
-    "conv2d_bgrad": _auto_bgrad,
-    "max_pool2d": _auto_pool("fprop"),
-    "max_pool2d_argmax": _auto_pool("fprop_argmax"),
-    "max_pool2d_dgrad": _auto_pool_dgrad,
-    "max_pool2d_gather": _auto_pool_gather,
+#: Operator -> its pass, and what makes the problem and the operands of that pass from its arguments.
+_CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "conv2d_fprop": ("fprop", _of_fprop),
+    "conv2d_dgrad": ("dgrad", _of_dgrad),
+    "conv2d_wgrad": ("wgrad", _of_wgrad),
+    "conv2d_bgrad": ("bgrad", _of_bgrad),
+    "max_pool2d": ("fprop", _of_pool),
+    "max_pool2d_argmax": ("fprop_argmax", _of_pool),
+    "max_pool2d_dgrad": ("dgrad", _of_pool_dgrad),
+    "max_pool2d_gather": ("gather", _of_pool_gather),
 }
 
+
+# ---- Implementations ------------------------------------------------------------------------------------
+
+
+def _auto(name: str) -> Callable[..., Any]:
+    """The ``auto`` overload on every device: problem -> selection -> launch."""
+    pass_, describe = _CALLS[name]
+
+    def auto(*arguments):  # type: ignore[no-untyped-def]
+        problem, operands = describe(*arguments)
+        return plan_for(problem, operands[0].device.type).launch(pass_, *operands)
+
+    return auto
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def _bound(
+    name: str, operation: str, pass_: str, problem: Problem, device_type: str, emulation: Any
+) -> Callable[..., Any]:
+    kernel = next((line for line in kernels(operation, pass_) if line.id == f"{name}@cuda"), None)
+    if kernel is None:
+        raise RuntimeError(f"pyconv: no {operation}.{pass_} kernel {name!r} of backend cuda in the table")
+    reason = backends.unavailable("cuda", device_type) or kernel.supports(problem)
+    if reason:
+        raise RuntimeError(f"pyconv: {kernel.id} cannot do '{problem}': {reason}")
+    return backends.bind(kernel, problem)  # to this emulation, if any
+
+
+def _on_cuda(name: str) -> Callable[..., Any]:
+    """The ``default`` overload on CUDA tensors; the one on the CPU's is in ``kernels/bindings.cpp``."""
+    pass_, describe = _CALLS[name]
+    operation = "conv2d" if name.startswith("conv2d") else "maxpool2d"
+
+    def on_cuda(*arguments):  # type: ignore[no-untyped-def]
+        *rest, kernel = arguments
+        problem, operands = describe(*rest)
+        device_type = operands[0].device.type
+        return _bound(kernel, operation, pass_, problem, device_type, cuda.emulation())(*operands)
+
+    return on_cuda
+
+
 for _name in SCHEMAS:
-    library.impl(f"{_name}.auto", _AUTO[_name], "CompositeExplicitAutograd")
+    library.impl(f"{_name}.auto", _auto(_name), "CompositeExplicitAutograd")
+    library.impl(_name, _on_cuda(_name), "CUDA")
     for _overload in overloads(_name):
         torch.library.register_fake(_overload, _FAKES[_name], lib=library)
 

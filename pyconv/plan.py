@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyconv import backends, selection
+from pyconv.backends import cuda
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
@@ -27,10 +28,13 @@ _profiler_enabled = torch._C._autograd._profiler_enabled
 class Plan:
     """Launches of the passes of ``problem``, chosen and bound when first needed."""
 
-    def __init__(self, problem: Problem, device_type: str, names: tuple[str, ...]) -> None:
+    def __init__(self, problem: Problem, device_type: str, in_force: selection.Settings) -> None:
         self.problem = problem
         self.device_type = device_type
-        self._names = names
+        self._in_force = in_force
+        #: torch's switch as it was when the plan was made, where it matters.
+        heeds_tf32 = selection.heeds_tf32(problem, device_type, in_force.emulation)
+        self.tf32 = in_force.tf32 if heeds_tf32 else None
         self._launches: dict[str, Callable[..., Any]] = {}
         self.kernels: dict[str, Kernel] = {}
 
@@ -45,23 +49,24 @@ class Plan:
         return bound(*tensors)
 
     def _bind(self, pass_: str) -> Callable[..., Any]:
-        # The names are those of the call that made the plan: a backward outside a `use` block still
-        # runs the kernels that its forward asked for.
-        kernel = selection._select(self.problem, pass_, self.device_type, self._names)
-        bound = backends.bind(kernel, self.problem)
+        # What was in force for the call that made the plan: a backward outside a `use` block, or in a thread
+        # of autograd's, still runs the kernels that its forward asked for.
+        kernel = selection._select(self.problem, pass_, self.device_type, self._in_force)
+        with cuda.emulating(self._in_force.emulation):
+            bound = backends.bind(kernel, self.problem)
         self.kernels[pass_] = kernel
         self._launches[pass_] = bound
         return bound
 
 
 @lru_cache(maxsize=MOST_REMEMBERED)
-def _plan(problem: Problem, device_type: str, names: tuple[str, ...]) -> Plan:
-    return Plan(problem, device_type, names)
+def _plan(problem: Problem, device_type: str, in_force: selection.Settings) -> Plan:
+    return Plan(problem, device_type, in_force)
 
 
 def plan_for(problem: Problem, device_type: str) -> Plan:
     """The plan of a problem on a kind of device, under the choices in force now."""
-    return _plan(problem, device_type, selection.forced())
+    return _plan(problem, device_type, selection.settings(problem, device_type))
 
 
 def forget() -> None:

@@ -13,8 +13,13 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+
+import torch
 
 from pyconv import backends
+from pyconv.backends import cuda
+from pyconv.backends.emulator import Emulator
 from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem, parse_problem
 from pyconv.registry import BACKENDS, PASSES, Kernel, kernels
 
@@ -71,10 +76,56 @@ def _matches(kernel: Kernel, name: str) -> bool:
     return name in (kernel.algorithm, kernel.backend, kernel.name, kernel.id)
 
 
-def _preference(problem: Problem, pass_: str) -> list[tuple[str, str]]:
-    """Our algorithms in the order of expected speed, each with the reason. Measured by ``make bench``."""
+# ---- What is in force -------------------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """What a choice depends on besides the problem and the kind of device."""
+
+    names: tuple[str, ...] = ()
+    emulation: Emulator | None = None
+    tf32: bool = False
+
+
+def tf32() -> bool:
+    """Whether torch would compute convolutions of float32 tensors on a GPU in TF32."""
+    return bool(_fp32_precision("cuda", "conv") == "tf32")
+
+
+# What torch.backends.cudnn.conv.fp32_precision and allow_tf32 set, as torch's own convolution reads it.
+_fp32_precision = torch._C._get_fp32_precision_getter
+
+
+def heeds_tf32(problem: Problem, device_type: str, emulation: Emulator | None) -> bool:
+    """Whether a choice for this problem depends on :func:`tf32`."""
+    if problem.dtype != "f32" or not isinstance(problem, Conv2dProblem):
+        return False
+    return device_type == "cuda" or emulation is not None
+
+
+def settings(problem: Problem, device_type: str) -> Settings:
+    """What is in force now, as far as it matters to this problem."""
+    emulation = cuda.emulation()
+    return Settings(forced(), emulation, heeds_tf32(problem, device_type, emulation) and tf32())
+
+
+# ---- Choosing ---------------------------------------------------------------------------------------------
+
+#: Kind of device -> the backend that is taken without being asked for.
+_NATIVE = {"cpu": "cpu", "cuda": "cuda"}
+
+Preference = list[tuple[str, str]]
+
+
+def _preference(problem: Problem, pass_: str, backend: str, tf32: bool) -> Preference:
+    """A backend's algorithms in the order of expected speed, each with the reason."""
     if isinstance(problem, Pool2dProblem) or pass_ == "bgrad":
         return [("direct", "the only algorithm of ours")]
+    return _cuda_preference(problem, tf32) if backend == "cuda" else _cpu_preference(problem, pass_)
+
+
+def _cpu_preference(problem: Conv2dProblem, pass_: str) -> Preference:
+    # Measured by `make bench`.
     direct = ("direct", "the fastest of ours in the geometric mean of the layers measured")
     if problem.groups > 1 and problem.groups == problem.c == problem.k:
         if problem.layout == "nchw" and pass_ != "wgrad":
@@ -83,61 +134,97 @@ def _preference(problem: Problem, pass_: str) -> list[tuple[str, str]]:
     return [direct, ("im2col_gemm", "second choice")]
 
 
+def _cuda_preference(problem: Conv2dProblem, tf32: bool) -> Preference:
+    # From what the kernels are made for; not measured yet.
+    order = [
+        ("depthwise", "depthwise: a channel's products are its own, so memory is the limit (not measured)")
+    ]
+    if problem.c <= 4:
+        order.append(("direct_stem", "few channels: the filters fit a block's registers (not measured)"))
+    if tf32 or problem.dtype in ("f16", "bf16"):
+        order.append(("im2col_gemm_tensor", "tensor cores (not measured)"))
+    return [
+        *order,
+        ("im2col_gemm_pipelined", "the most reuse of what is loaded (not measured)"),
+        ("direct_tiled", "tiles in shared memory (not measured)"),
+        ("direct_naive", "takes every problem"),
+    ]
+
+
 def choices(
-    problem: Problem, pass_: str, device_type: str = "cpu", names: tuple[str, ...] | None = None
+    problem: Problem, pass_: str, device_type: str = "cpu", in_force: Settings | None = None
 ) -> list[Choice]:
     """Every line of the table for this operation and pass, with what selection says about it.
 
-    ``names`` stands for what :func:`use` asks for; ``None`` is what it asks for now.
+    ``in_force`` stands for :func:`settings`.
     """
     operation = "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
     if pass_ not in PASSES[operation]:
         raise ValueError(f"pass {pass_!r} is none of {', '.join(PASSES[operation])}")
     lines = kernels(operation, pass_)
-    why_not = {
-        kernel.id: backends.unavailable(kernel.backend, device_type) or kernel.supports(problem)
-        for kernel in lines
-    }
-    able = [kernel for kernel in lines if why_not[kernel.id] is None]
-    if names is None or names == _environment:
+    in_force = in_force or settings(problem, device_type)
+    if in_force.names == _environment:
         _check_names("PYCONV_KERNELS", _environment)
-    chosen, reason = _choose(problem, pass_, able, forced() if names is None else names)
+    why_not = {kernel.id: _why_not(kernel, problem, device_type, in_force) for kernel in lines}
+    able = [kernel for kernel in lines if why_not[kernel.id] is None]
+    chosen, reason = _choose(problem, pass_, device_type, able, in_force)
     return [
         Choice(kernel, True, f"chosen: {reason}")
         if kernel is chosen
         else Choice(kernel, False, f"not able: {why_not[kernel.id]}")
         if why_not[kernel.id]
-        else Choice(kernel, False, _why_not_chosen(kernel, chosen))
+        else Choice(kernel, False, _why_not_chosen(kernel, chosen, device_type))
         for kernel in lines
     ]
 
 
+def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Settings) -> str | None:
+    with cuda.emulating(in_force.emulation):
+        reason = backends.unavailable(kernel.backend, device_type) or kernel.supports(problem)
+    if reason is None and problem.dtype == "f32" and "tf32" in kernel.accuracy and not in_force.tf32:
+        return "torch's switch for TF32 in convolutions is off (torch.backends.cudnn.conv.fp32_precision)"
+    return reason
+
+
 def _choose(
-    problem: Problem, pass_: str, able: list[Kernel], names: tuple[str, ...]
+    problem: Problem, pass_: str, device_type: str, able: list[Kernel], in_force: Settings
 ) -> tuple[Kernel | None, str]:
-    for name in names:
-        for kernel in able:
+    reasons = {
+        (backend, algorithm): (rank, reason)
+        for backend in dict.fromkeys(kernel.backend for kernel in able if kernel.backend != "aten")
+        for rank, (algorithm, reason) in enumerate(_preference(problem, pass_, backend, in_force.tf32))
+    }
+    unranked = (len(reasons), "no other of ours supports the problem")
+    native = _NATIVE.get(device_type)
+
+    def rank(kernel: Kernel) -> tuple[bool, int]:
+        return kernel.backend != native, reasons.get((kernel.backend, kernel.algorithm), unranked)[0]
+
+    ordered = sorted(able, key=rank)  # lines of the same rank stay in the order of the table
+    for name in in_force.names:
+        for kernel in ordered:
             if _matches(kernel, name):
                 return kernel, f"asked for by {name!r}"
-    for algorithm, reason in _preference(problem, pass_):
-        for kernel in able:
-            if kernel.algorithm == algorithm and kernel.backend != "aten":
-                return kernel, reason
+    for kernel in ordered:
+        if kernel.backend == native:
+            return kernel, reasons.get((kernel.backend, kernel.algorithm), unranked)[1]
     for kernel in able:
         if kernel.backend == "aten":
             return kernel, "last resort: no kernel of ours supports the problem"
     return None, "nothing supports the problem"
 
 
-def _why_not_chosen(kernel: Kernel, chosen: Kernel | None) -> str:
+def _why_not_chosen(kernel: Kernel, chosen: Kernel | None, device_type: str) -> str:
     if kernel.backend == "aten":
         return "not chosen: torch's own kernel, the last resort"
+    if kernel.backend != _NATIVE.get(device_type):
+        return f"not chosen: backend {kernel.backend} is taken only when asked for on {device_type}"
     return f"not chosen: {chosen.algorithm if chosen else 'nothing'} is expected to be faster"
 
 
 @lru_cache(maxsize=4096)
-def _select(problem: Problem, pass_: str, device_type: str, names: tuple[str, ...]) -> Kernel:
-    lines = choices(problem, pass_, device_type, names)
+def _select(problem: Problem, pass_: str, device_type: str, in_force: Settings) -> Kernel:
+    lines = choices(problem, pass_, device_type, in_force)
     for choice in lines:
         if choice.chosen:
             return choice.kernel
@@ -151,7 +238,7 @@ def select(problem: Problem, pass_: str, device_type: str = "cpu") -> Kernel:
     Raises:
         RuntimeError: with every line's reason, if none can do it.
     """
-    return _select(problem, pass_, device_type, forced())
+    return _select(problem, pass_, device_type, settings(problem, device_type))
 
 
 def forget() -> None:

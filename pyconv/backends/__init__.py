@@ -6,11 +6,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from pyconv.backends import aten, cpu
+from pyconv.backends import aten, cpu, cuda
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
-_MODULES: dict[str, ModuleType] = {"cpu": cpu, "aten": aten}
+_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "aten": aten}
 
 
 def unavailable(backend: str, device_type: str) -> str | None:
@@ -28,6 +28,8 @@ def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     conv2d: fprop ``(x, w, bias | None) -> y``, dgrad ``(dy, w) -> dx``, wgrad ``(x, dy) -> dw``,
     bgrad ``(dy) -> db``. maxpool2d: fprop ``(x) -> y``, fprop_argmax ``(x) -> (y, argmax)``, dgrad
     ``(dy, argmax) -> dx``, gather ``(x, argmax) -> y``.
+
+    Under :func:`pyconv.backends.cuda.emulated`, a kernel of backend ``cuda`` is bound to the emulator.
     """
     launch: Callable[..., Any] = _MODULES[kernel.backend].bind(kernel, problem)
     return launch

@@ -1,0 +1,130 @@
+"""Compiled kernels kept on disk, so that a kernel is compiled once per machine and not once per process.
+
+The folder is ``cubin`` in ``$PYCONV_CACHE`` or ``~/.cache/pyconv``. An entry's name is a hash of everything
+it depends on, so nothing is ever out of date and entries need no locks: two processes that make the same one
+write the same bytes under names of their own, and the later ``rename`` wins. The content carries its own
+hash, so that a truncated or damaged file is taken for a missing one.
+
+A folder that cannot be written, or that someone else could have filled, is not used: that is said once, and
+compilation goes on in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+_MAGIC = b"pyconv 1 "  # the number is the format's
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(os.environ.get("PYCONV_CACHE") or "~/.cache/pyconv").expanduser() / "cubin"
+
+
+class Cache:
+    """Blobs by key, in memory and on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._memory: dict[str, bytes] = {}
+        self._building: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._on_disk: bool | None = None  # not tried yet
+
+    def get(self, parts: tuple[str, ...], build: Callable[[], bytes]) -> bytes:
+        """The blob of these parts, built if there is none.
+
+        Args:
+            parts: Everything the blob depends on. The first names it for people who look into the folder.
+            build: Called by one thread of this process at a time for the same parts.
+        """
+        key = self.key(parts)
+        with self._lock:
+            known = self._memory.get(key)
+            building = self._building.setdefault(key, threading.Lock())
+        if known is not None:
+            return known
+        with building:
+            known = self._memory.get(key)
+            if known is None:
+                known = self._read(key)
+                if known is None:
+                    known = build()
+                    self._write(key, known)
+                self._memory[key] = known
+        return known
+
+    @staticmethod
+    def key(parts: tuple[str, ...]) -> str:
+        """The entry's file name: a readable word and a hash that no other parts have."""
+        total = hashlib.sha256()
+        for part in parts:
+            total.update(f"{len(part.encode())} {part}\n".encode())
+        word = "".join(letter if letter.isalnum() else "-" for letter in parts[0])[:60]
+        return f"{word}-{total.hexdigest()[:40]}"
+
+    # ---- The disk ----
+
+    def _read(self, key: str) -> bytes | None:
+        if not self._usable():
+            return None
+        try:
+            content = (self.folder / key).read_bytes()
+        except OSError:
+            return None
+        head, _, blob = content.partition(b"\n")
+        return blob if head == _head(blob) else None
+
+    def _write(self, key: str, blob: bytes) -> None:
+        if not self._usable():
+            return
+        temporary = None
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{key[:40]}", dir=self.folder)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_head(blob) + b"\n" + blob)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / key)
+        except OSError as error:
+            self._give_up(f"cannot be written ({error.strerror or error})")
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+    def _usable(self) -> bool:
+        if self._on_disk is None:
+            self._on_disk = True
+            try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                status = self.folder.stat()
+                # The blobs are code, so nobody else may have put them there.
+                if status.st_uid != os.getuid():
+                    self._give_up(f"belongs to user {status.st_uid}")
+                elif status.st_mode & stat.S_IWOTH:
+                    self._give_up("can be written by everybody")
+                elif not os.access(self.folder, os.W_OK | os.X_OK):
+                    self._give_up("cannot be written")
+            except OSError as error:
+                self._give_up(f"cannot be made ({error.strerror or error})")
+        return self._on_disk
+
+    def _give_up(self, why: str) -> None:
+        self._on_disk = False
+        warnings.warn(
+            f"pyconv: the folder for compiled kernels, {self.folder}, {why}; kernels are compiled anew in "
+            "every process. PYCONV_CACHE names another folder.",
+            stacklevel=2,
+        )
+
+
+def _head(blob: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(blob).hexdigest().encode()

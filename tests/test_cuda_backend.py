@@ -1,0 +1,350 @@
+"""Backend cuda without a GPU: arguments, operands, threads and errors, on the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyconv
+from pyconv import backends, parse_problem, registry
+from pyconv.backends import cuda
+from pyconv.backends.packing import Packing
+from pyconv.backends.program import Program, Scratch, Step
+from pyconv.backends.signature import signature
+from pyconv.problem import Problem
+from pyconv.registry import Kernel, find
+
+PROBE = str(Path(__file__).parent / "backend" / "probe.cu")
+THREADS = 64
+
+#: A pooling whose y is as large as its x.
+SAME = parse_problem("maxpool2d n2c5h4w3 r1s1 st1 pd0 f32 nchw")
+CONV = parse_problem("conv2d n2c4h6w5 k3r3s3 st1 pd1 f32 nchw")
+
+
+def _line(program: Any, pass_: str = "fprop", operation: str = "maxpool2d") -> Kernel:
+    return Kernel(operation, pass_, "probe", "cuda", ("f32", "f64"), source=PROBE, program=program)  # type: ignore[arg-type]
+
+
+def _step(
+    kernel: str, arguments: tuple[Any, ...], blocks: int = 1, threads: int = THREADS, **more: Any
+) -> Step:
+    return Step(PROBE, kernel, (blocks, 1, 1), (threads, 1, 1), arguments, **more)
+
+
+def _two_steps(problem: Problem) -> Program:
+    """y = 2 * x + 1 + n."""
+    element = "double" if problem.dtype == "f64" else "float"
+    blocks = -(-problem.y_size // THREADS)
+    middle = Scratch(256)
+    return Program(
+        (
+            _step("probe_overrun", ("y", ctypes.c_int64(0)), blocks=0),  # an empty grid: not launched
+            _step(
+                f"probe_scale<{element}>",
+                ("x", middle, ctypes.c_int64(problem.y_size), ctypes.c_double(2), ctypes.c_int32(1)),
+                blocks,
+            ),
+            _step(f"probe_add<{element}>", (problem, middle, "y"), blocks, shared_bytes=8 * THREADS),
+        ),
+        workspace_bytes=256 + 8 * problem.y_size,
+    )
+
+
+@pytest.fixture
+def emulated() -> Any:
+    with cuda.emulated(checked=False):
+        yield
+
+
+# ---- Packed arguments ----
+
+
+def _pointer(frame: Any, step: int, argument: int) -> int:
+    parameters = ctypes.cast(frame.parameters[step], ctypes.POINTER(ctypes.c_void_p))
+    return int(parameters[argument] or 0)
+
+
+def _value(frame: Any, step: int, argument: int, of: Any) -> Any:
+    return of.from_address(_pointer(frame, step, argument))
+
+
+def test_arguments_are_packed_once_and_only_pointers_change() -> None:
+    packing = Packing(_two_steps(SAME), ("x", "y"))
+    assert [step.kernel for step in packing.steps] == ["probe_scale<float>", "probe_add<float>"]
+    assert packing.workspace_bytes == 256 + 8 * SAME.y_size
+    for x, y, workspace in ((0x1000, 0x2000, 0x4000), (0x5000, 2**63 + 16, 0x7000)):
+        frame = packing.take([x, y], workspace)
+        assert _value(frame, 0, 0, ctypes.c_uint64).value == x
+        assert _value(frame, 0, 1, ctypes.c_uint64).value == workspace + 256
+        assert _value(frame, 0, 2, ctypes.c_int64).value == SAME.y_size
+        assert _value(frame, 0, 3, ctypes.c_double).value == 2
+        assert _value(frame, 0, 4, ctypes.c_int32).value == 1
+        assert bytes(_value(frame, 1, 0, type(SAME.to_c()))) == bytes(SAME.to_c())
+        assert _value(frame, 1, 1, ctypes.c_uint64).value == workspace + 256
+        assert _value(frame, 1, 2, ctypes.c_uint64).value == y
+        packing.give(frame)
+    assert packing.take([0, 0], 0) is frame, "a frame is used again"
+    assert packing.take([0, 0], 0) is not frame, "but not by two calls at once"
+    assert packing.argument_bytes(packing.steps[0]) == (8, 8, 8, 8, 4)
+
+
+def test_a_pass_without_a_bias_gives_null() -> None:
+    packing = Packing(Program((_step("k", ("bias", "db")),)), ("dy", "db"))
+    assert _value(packing.take([8, 16], 0), 0, 0, ctypes.c_uint64).value == 0
+
+
+def test_a_struct_of_the_program_is_copied() -> None:
+    class Pair(ctypes.Structure):
+        _fields_ = (("a", ctypes.c_int32), ("b", ctypes.c_int32))
+
+    pair = Pair(1, 2)
+    packing = Packing(Program((_step("k", ("x", pair)),)), ("x",))
+    pair.a = 9
+    frame = packing.take([8], 0)
+    assert (_value(frame, 0, 1, Pair).a, _value(frame, 0, 1, Pair).b) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (_step("k", ("z",)), "k: 'z' is no argument; there are x, y"),
+        (_step("k", (3,)), "k: 3 is no argument"),
+        (
+            _step("k", (Scratch(8),)),
+            r"k: Scratch\(offset=8\) is no multiple of 16 within a workspace of 64 bytes",
+        ),
+        (_step("k", (Scratch(64),)), "within a workspace of 64 bytes"),
+        (_step("k", (), threads=1025), "k: .1025, 1, 1. threads a block"),
+        (_step("k", (), threads=0), "threads a block"),
+        (
+            dataclasses.replace(_step("k", ()), grid=(1, 65536, 1)),
+            "k: a grid of .1, 65536, 1. blocks; at most",
+        ),
+        (_step("k", (), blocks=-1), "a grid of"),
+    ],
+)
+def test_what_no_device_can_launch_is_refused(step: Step, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Packing(Program((step,), workspace_bytes=64), ("x", "y"))
+
+
+# ---- Signatures ----
+
+
+@pytest.mark.parametrize("pass_", registry.PASSES["conv2d"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_signature_of_conv2d(pass_: str, layout: str) -> None:
+    problem = dataclasses.replace(CONV, layout=layout)
+    value = {v.name: v for v in (*signature(problem, pass_).operands, *signature(problem, pass_).results)}
+    shapes = {
+        "x": (2, 4, 6, 5), "dx": (2, 4, 6, 5), "w": (3, 4, 3, 3), "dw": (3, 4, 3, 3), "y": (2, 3, 6, 5),
+        "dy": (2, 3, 6, 5), "bias": (3,), "db": (3,),
+    }  # fmt: skip
+    for name, each in value.items():
+        assert each.shape == shapes[name]
+        assert each.dtype == torch.float32
+        dense = torch.empty(each.shape)
+        if dense.dim() == 4:
+            dense = torch.empty(each.shape, memory_format=problem.memory_format)
+        assert each.empty(torch.device("cpu")).stride() == dense.stride()
+        assert each.bytes == dense.numel() * 4
+
+
+def test_signature_of_pooling_by_place_and_by_tap() -> None:
+    for pass_, dtype in (("fprop_argmax", torch.int32), ("fprop_tap", torch.uint8)):
+        assert [(v.name, v.dtype) for v in signature(SAME, pass_).results] == [
+            ("y", torch.float32),
+            ("argmax", dtype),
+        ]
+    assert [v.name for v in signature(SAME, "dgrad_tap").operands] == ["dy", "argmax"]
+    assert signature(SAME, "dgrad_tap").operands[1].dtype == torch.uint8
+    assert signature(SAME, "gather").operands[1].dtype == torch.int32
+
+
+def test_operands_that_are_not_the_problems_are_refused(emulated: None) -> None:
+    bound = backends.bind(find("conv2d.fprop.direct_naive@cuda"), CONV)
+    x, w, bias = torch.zeros(2, 4, 6, 5), torch.zeros(3, 4, 3, 3), torch.zeros(3)
+    for operands, message in (
+        (
+            (x[:1], w, bias),
+            r"x must be torch.float32 of shape \[2, 4, 6, 5\], got torch.float32 of shape \[1, 4",
+        ),
+        ((x, w.double(), bias), r"w must be torch.float32 of shape .*, got torch.float64"),
+        ((x, w, bias[:2]), r"bias must be"),
+        ((x, w.to("meta"), bias), r"Expected all tensors to be on the same device, .* cpu and meta!"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            bound(*operands)
+    with pytest.raises(TypeError, match="takes x, w, bias, got 2"):
+        bound(x, w)
+
+
+# ---- Bound kernels ----
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_several_steps_share_a_workspace(emulated: None, dtype: str, layout: str) -> None:
+    problem = dataclasses.replace(SAME, dtype=dtype, layout=layout)
+    bound = backends.bind(_line(_two_steps), problem)
+    for _ in range(3):
+        x = (
+            torch.randn(problem.x_shape)
+            .to(problem.torch_dtype)
+            .contiguous(memory_format=problem.memory_format)
+        )
+        y = bound(x)
+        assert torch.equal(y, x * 2 + 1 + problem.n)
+        assert y.is_contiguous(memory_format=problem.memory_format)
+
+
+def _views(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    room = torch.full((x.numel() + 3,), float("nan"))
+    shifted = room[1 : 1 + x.numel()].view(x.shape)
+    shifted.copy_(x)
+    wide = torch.full((*x.shape[:3], 2 * x.shape[3]), float("nan"))
+    wide[..., ::2] = x
+    return {
+        "misaligned": shifted,
+        "strided": wide[..., ::2],
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "negative": torch._neg_view(-x),
+        "zeros without data": torch._efficientzerotensor(x.shape),
+        "of a parameter": torch.nn.Parameter(x.clone()),
+    }
+
+
+@pytest.mark.parametrize("name", list(_views(torch.zeros(1, 1, 1, 1))))
+def test_operands_are_made_dense_and_aligned(emulated: None, name: str) -> None:
+    x = torch.randn(SAME.x_shape)
+    given = _views(x)[name]
+    want = torch.zeros_like(x) if name == "zeros without data" else x
+    with torch.no_grad():
+        y = backends.bind(_line(_two_steps), SAME)(given)
+    assert torch.equal(y, want * 2 + 1 + SAME.n)
+    ready = signature(SAME, "fprop").ready((given.detach(),), x.device)[0]
+    assert ready is not None
+    assert ready.data_ptr() % 16 == 0
+    assert ready.is_contiguous()
+
+
+def test_a_dense_operand_is_not_copied() -> None:
+    x = torch.randn(SAME.x_shape)
+    assert signature(SAME, "fprop").ready((x,), x.device)[0] is x
+
+
+def test_an_empty_result_needs_no_launch_and_no_kernel(emulated: None) -> None:
+    problem = dataclasses.replace(SAME, n=0)
+    step = Step("no/such.cu", "none", (1, 1, 1), (1, 1, 1), ("x", "y"))
+    y = backends.bind(_line(lambda _: Program((step,))), problem)(torch.empty(problem.x_shape))
+    assert y.shape == problem.y_shape
+
+
+def test_a_bias_is_optional(emulated: None) -> None:
+    problem = parse_problem("conv2d n1c1h1w1 k1r1s1 f32 nchw")
+    program = Program((_step("probe_bias", ("bias", "y"), threads=1),))
+    bound = backends.bind(_line(lambda _: program, "fprop", "conv2d"), problem)
+    x, w = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    assert bound(x, w, torch.full((1,), 7.0)).item() == 7
+    assert bound(x, w, None).item() == -1
+
+
+def test_threads_share_a_bound_kernel(emulated: None) -> None:
+    bound = backends.bind(_line(_two_steps), SAME)
+    barrier = threading.Barrier(8)
+
+    def call(number: int) -> bool:
+        x = torch.full(SAME.x_shape, float(number))
+        barrier.wait()
+        return all(bool((bound(x) == 2 * number + 1 + SAME.n).all()) for _ in range(50))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(8)))
+
+
+def test_a_launch_with_wrong_arguments_is_refused(emulated: None) -> None:
+    program = Program((_step("probe_overrun", ("y", ctypes.c_int32(1))),))
+    with pytest.raises(
+        RuntimeError, match=r"probe_overrun .* parameters of \(8, 8\) bytes, its launch gives \(8, 4\)"
+    ):
+        backends.bind(_line(lambda _: program), SAME)(torch.zeros(SAME.x_shape))
+
+
+# ---- Emulation ----
+
+
+def test_backend_cuda_is_not_for_cpu_tensors_outside_the_block() -> None:
+    assert backends.unavailable("cuda", "cpu") == "runs on cuda, not on cpu"
+    bound = backends.bind(_line(_two_steps), SAME)
+    with pytest.raises(RuntimeError, match="backend cuda runs on cuda, not on cpu"):
+        bound(torch.zeros(SAME.x_shape))
+    with cuda.emulated(checked=False):
+        assert backends.unavailable("cuda", "cpu") is None
+        assert backends.unavailable("cuda", "meta") == "runs on cuda, not on meta"
+        inside = backends.bind(_line(_two_steps), SAME)
+    assert backends.unavailable("cuda", "cpu") == "runs on cuda, not on cpu"
+    assert inside(torch.zeros(SAME.x_shape)).sum() == 3 * SAME.y_size
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="'sideways'"), cuda.emulated(order="sideways"):
+        pass
+
+
+def test_selection_forgets_nothing_and_keeps_nothing() -> None:
+    x, w = torch.randn(CONV.x_shape, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
+
+    def kernels_of() -> set[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            pyconv.conv2d(x, w, padding=1).sum().backward()
+        events = {event.key for event in profile.key_averages()}
+        return {key.partition("@")[2] for key in events if key.startswith("pyconv:") and "@" in key}
+
+    want = F.conv2d(x, w, padding=1)
+    for _ in range(2):
+        assert kernels_of() == {"cpu"}
+        with cuda.emulated(checked=False):
+            assert kernels_of() == {"cpu"}, "available, not preferred"
+            with pyconv.use("cuda"):
+                assert kernels_of() == {"cuda"}
+                y = pyconv.conv2d(x, w, padding=1)
+        with pyconv.use("cuda"):
+            assert kernels_of() == {"cpu"}
+        torch.testing.assert_close(y, want)
+        y.sum().backward()  # outside the block, on the emulator still
+
+
+def test_explain_shows_what_is_missing_and_what_can_run(emulated: None) -> None:
+    with pyconv.use("cuda"):
+        lines = {choice.kernel.id: choice for choice in pyconv.explain(CONV)["fprop"]}
+    assert lines["conv2d.fprop.direct@cpu"].reason.startswith("not chosen: ")
+    chosen = next(choice for choice in lines.values() if choice.chosen)
+    assert (chosen.kernel.backend, chosen.reason) == ("cuda", "chosen: asked for by 'cuda'")
+
+
+def test_the_environment_asks_for_emulation() -> None:
+    def run(value: str) -> str:
+        code = (
+            "import torch, pyconv; from pyconv import backends; print(backends.unavailable('cuda', 'cpu')); "
+            "from pyconv.backends import cuda; print(cuda.emulation())"
+        )
+        environment = {**os.environ, "PYCONV_EMULATE": value}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert run("plain").startswith("None\nEmulator(checked=False")
+    assert run("checked").startswith("None\nEmulator(checked=True")
+    assert run("") == "runs on cuda, not on cpu\nNone\n"
+    assert run("yes") == "PYCONV_EMULATE is 'yes'; accepted: checked, plain\nNone\n"
