@@ -66,6 +66,7 @@ class Emulator(Device):
 
     order: str = "forward"
     seed: int = 0
+    checked: bool = False
     name = "emulator"
     tensors = "cpu"
 
@@ -78,7 +79,7 @@ class Emulator(Device):
     def running(self, way: str | None = None) -> Iterator[None]:
         from pyconv.backends import cuda
 
-        with cuda.emulated(checked=True, order=way or self.order, seed=self.seed):
+        with cuda.emulated(self.checked, order=way or self.order, seed=self.seed):
             yield
 
 
