@@ -15,11 +15,11 @@
 #define PYCONV_DEVICE static inline
 
 // In the emulator a shared array is found by its place in the source, and lies between guard zones.
-#define PYCONV_SHARED(type, name, ...)            \
-  static const char name##_key = 0;               \
-  typedef type name##_type __VA_ARGS__;           \
-  name##_type& name = *static_cast<name##_type*>( \
-      ::pyconv::emulator::shared(&name##_key, sizeof(name##_type), alignof(name##_type), #name))
+#define PYCONV_SHARED(type, name, ...)                                       \
+  static const char name##_key = 0;                                          \
+  typedef type name##_type __VA_ARGS__;                                      \
+  name##_type& name = *static_cast<name##_type*>(::pyconv::emulator::shared( \
+      &name##_key, sizeof(name##_type), alignof(name##_type) < 16 ? 16 : alignof(name##_type), #name))
 #define PYCONV_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::pyconv::emulator::dynamic_shared())
 #define PYCONV_UNROLL
 
@@ -38,8 +38,9 @@ typedef unsigned long long uint64_t;
 
 #define PYCONV_DEVICE static __device__ __forceinline__
 
-// PYCONV_SHARED(float, tile, [BM][BK + 1]); declares `__shared__ float tile[BM][BK + 1]`.
-#define PYCONV_SHARED(type, name, ...) __shared__ type name __VA_ARGS__
+// PYCONV_SHARED(float, tile, [BM][BK + 1]); declares `__shared__ float tile[BM][BK + 1]`, aligned to 16 bytes so that
+// vectors can be moved in and out of it.
+#define PYCONV_SHARED(type, name, ...) alignas(16) alignas(type) __shared__ type name __VA_ARGS__
 // Shared memory whose size the launch gives (Step.shared_bytes); a block may have more than 48 KB only this way.
 #define PYCONV_DYNAMIC_SHARED(type, name)                        \
   extern __shared__ __align__(128) unsigned char name##_bytes[]; \

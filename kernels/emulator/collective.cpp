@@ -1,6 +1,7 @@
 // What threads do together or for later: warp collectives, cp.async, atomics.
 #include <cstring>
 
+#include "emulator/memory.h"
 #include "emulator/runtime.h"
 
 namespace pyconv {
@@ -57,7 +58,7 @@ PYCONV_EXPORT void cp_async(void* to, const void* from, int bytes, int valid_byt
          from, to, bytes);
     abandon();
   }
-  if (!in_shared(to)) {
+  if (!shared_memory.holds(to)) {
     find("cp.async", where, nullptr, "the destination %p is not in shared memory", to);
     abandon();
   }

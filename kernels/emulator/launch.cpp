@@ -1,9 +1,15 @@
 // A launch: blocks one after the other, each thread of a block on a stack of its own.
+#include <dlfcn.h>
+#include <link.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <numeric>
 
+#include "emulator/faults.h"
+#include "emulator/memory.h"
 #include "emulator/runtime.h"
 
 namespace pyconv {
@@ -37,9 +43,22 @@ static void provide_stacks(int count) {
   }
 }
 
-static void run_block(uint64_t number) {
+static uint3 block_of_number(uint64_t number) {
   const uint64_t x = launch.grid.x, y = launch.grid.y;
-  launch.block_index = {unsigned(number % x), unsigned(number / x % y), unsigned(number / (x * y))};
+  return {unsigned(number % x), unsigned(number / x % y), unsigned(number / (x * y))};
+}
+
+// Of the checked build: the blocks of the launch so far, by the phase in which each began.
+static std::vector<std::pair<uint32_t, uint64_t>> begun;
+
+uint3 block_of_phase(uint32_t phase) {
+  const auto after = std::upper_bound(begun.begin(), begun.end(), std::pair(phase, ~uint64_t(0)));
+  return block_of_number(std::prev(after)->second);
+}
+
+static void run_block(uint64_t number) {
+  launch.block_index = block_of_number(number);
+  if (launch.checked) begun.push_back({launch.phase + 1, number});
   for (int i = 0; i < launch.threads; ++i) {
     Thread& thread = threads[i];
     thread.collectives = thread.groups = 0;
@@ -73,33 +92,67 @@ struct Request {
   uint64_t dynamic_bytes;
   int32_t checked, order;
   uint64_t seed;
+  const Signature* signature;
 };
 
 static bool fits(const Request& request) {
   const auto& [gx, gy, gz] = request.grid;
   const auto& [bx, by, bz] = request.block;
-  const auto text = [](const uint32_t (&n)[3]) {
-    return "(" + std::to_string(n[0]) + "," + std::to_string(n[1]) + "," + std::to_string(n[2]) + ")";
-  };
   if (!bx || !by || !bz || bz > 64 || uint64_t(bx) * by * bz > kMaxThreads) {
-    find_in_launch("launch",
-                   "block " + text(request.block) + ": a block has 1 to 1024 threads, at most 64 along z");
+    find("launch", nullptr, nullptr, "block (%u,%u,%u): it has 1 to 1024 threads, at most 64 along z", bx, by, bz);
   } else if (!gx || !gy || !gz || gx > 0x7fffffffu || gy > 65535 || gz > 65535) {
-    find_in_launch("launch", "grid " + text(request.grid) + ": from 1 to 2147483647, 65535 and 65535 blocks");
+    find("launch", nullptr, nullptr, "grid (%u,%u,%u): it has 1 to 2147483647, 65535 and 65535 blocks", gx, gy,
+         gz);
   } else if (request.dynamic_bytes > kSharedLimit) {
-    find_in_launch("launch", std::to_string(request.dynamic_bytes) +
-                                 " bytes of dynamic shared memory: a block has " + std::to_string(kSharedLimit));
+    find("shared memory", nullptr, nullptr, "%zu bytes dynamic: a block has %zu", size_t(request.dynamic_bytes),
+         kSharedLimit);
   } else {
     return true;
   }
   return false;
 }
 
+// Where the library that holds `run` lies in memory.
+static void find_code(const void* run) {
+  static const void* found = nullptr;
+  if (run == found) return;
+  found = run;
+  const auto look = [](dl_phdr_info* info, size_t, void* address) {
+    size_t bytes = 0;
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const auto& segment = info->dlpi_phdr[i];
+      if (segment.p_type == PT_LOAD) bytes = std::max<size_t>(bytes, segment.p_vaddr + segment.p_memsz);
+    }
+    const size_t offset = reinterpret_cast<uintptr_t>(address) - info->dlpi_addr;
+    if (offset >= bytes) return 0;
+    launch.code = reinterpret_cast<const char*>(info->dlpi_addr);
+    launch.code_bytes = bytes;
+    return 1;
+  };
+  dl_iterate_phdr(look, const_cast<void*>(run));
+}
+
+// A copy of the parameters, as a GPU has in constant memory.
+static bool take_parameters(const Request& request) {
+  size_t used = 0;
+  for (int i = 0; i < request.signature->count; ++i) {
+    const size_t bytes = request.signature->bytes[i], place = (used + 15) / 16 * 16;
+    if (place + bytes > sizeof launch.parameter_memory) {
+      find("launch", nullptr, nullptr, "the parameters have more than 4096 bytes");
+      return false;
+    }
+    launch.parameters[i] = launch.parameter_memory + place;
+    memcpy(launch.parameters[i], request.parameters[i], bytes);
+    used = place + bytes;
+  }
+  return true;
+}
+
 extern "C" PYCONV_EXPORT int pyconv_emulator_launch(const Request& request) {
-  pyconv_emulator_forget_findings();
-  if (!fits(request)) return 1;
+  forget_findings();
+  if (!fits(request) || !take_parameters(request)) return 1;
   launch.run = request.run;
-  launch.parameters = request.parameters;
+  find_code(reinterpret_cast<const void*>(request.run));
   launch.grid = {request.grid[0], request.grid[1], request.grid[2]};
   launch.block_extent = {request.block[0], request.block[1], request.block[2]};
   launch.dynamic_bytes = request.dynamic_bytes;
@@ -118,9 +171,12 @@ extern "C" PYCONV_EXPORT int pyconv_emulator_launch(const Request& request) {
     thread.index = {i % x, i / x % y, i / (x * y)};
   }
   begin_shared();
-  run_blocks();
+  begun.clear();
+  install_fault_handlers();
+  if (!sigsetjmp(after_fault, 1)) run_blocks();
+  restore_fault_handlers();
   current = nullptr;
-  return pyconv_emulator_findings_count();
+  return findings_count();
 }
 
 }  // namespace emulator

@@ -1,4 +1,5 @@
-// Global memory: the buffers of a session. Shared memory: where a block's arrays lie.
+#include "emulator/memory.h"
+
 #include <sys/mman.h>
 
 #include <cstring>
@@ -8,60 +9,75 @@
 namespace pyconv {
 namespace emulator {
 
+Session session;
+SharedMemory shared_memory;
+
 // ---- global memory
 
-std::vector<Region> buffers;
+// What Python gives; pyconv/backends/emulator.py has its twin.
+struct Buffer {
+  char* pointer;
+  size_t bytes;
+  const char* name;
+  bool initialised, writable;
+};
 
-extern "C" PYCONV_EXPORT void pyconv_emulator_begin(const Region* regions, int count) {
-  buffers.clear();
+extern "C" PYCONV_EXPORT void pyconv_emulator_begin(const Buffer* buffers, int count) {
+  session.first_phase = ++launch.phase;
+  session.count = session.recent = 0;
   for (int i = 0; i < count; ++i) {
-    if (!regions[i].bytes) continue;
-    buffers.push_back(regions[i]);
-    if (!regions[i].initialised) memset(regions[i].begin, 0xFF, regions[i].bytes);
+    const Buffer& buffer = buffers[i];
+    if (!buffer.bytes) continue;
+    if (session.buffers.size() == session.count) session.buffers.emplace_back();
+    Region& region = session.buffers[session.count++];
+    region.begin = buffer.pointer, region.bytes = buffer.bytes, region.name = buffer.name;
+    region.initialised = buffer.initialised, region.writable = buffer.writable;
+    region.shadow.begin(buffer.bytes);
+    if (!buffer.initialised) memset(buffer.pointer, 0xFF, buffer.bytes);
   }
 }
 
-extern "C" PYCONV_EXPORT void pyconv_emulator_end() { buffers.clear(); }
+extern "C" PYCONV_EXPORT void pyconv_emulator_end() {
+  session.count = 0;
+  // Phases are 32 bits: before they could come round, all shadow memory is cleared and they start anew.
+  if (launch.phase < 1u << 30) return;
+  for (Region& region : session.buffers) region.shadow.forget();
+  for (SharedArray& array : shared_memory.arrays) array.region.shadow.forget();
+  launch.phase = 0;
+}
 
 // ---- shared memory
 
-// Arrays lie in one arena, kGuardBytes apart.
-static constexpr size_t kGuardBytes = 128, kMaxArrays = 64;
-static constexpr size_t kArenaBytes = kSharedLimit + (kMaxArrays + 2) * 3 * kGuardBytes;
-
-struct SharedArray {
-  const void* key;  // its place in the source; null for dynamic shared memory
-  Region region;
-  uint32_t block_phase;  // of the block that has it, so that each block finds it poisoned
-};
-
-static char* arena;
-static std::vector<SharedArray> arrays;
-static size_t arena_used, static_bytes;
-
-static SharedArray& add_array(const void* key, size_t bytes, size_t align, const char* name) {
-  if (static_bytes + launch.dynamic_bytes > kSharedLimit || arrays.size() == kMaxArrays) {
-    find("shared memory", nullptr, nullptr,
-         "%zu bytes of arrays and %zu of dynamic shared memory: a block has %zu", static_bytes,
-         launch.dynamic_bytes, kSharedLimit);
-    abandon();
-  }
-  arena_used = (arena_used + align - 1) / align * align;
-  arrays.push_back({key, {arena + arena_used, bytes, name, false, true}, 0});
-  arena_used += bytes + kGuardBytes;
-  return arrays.back();
-}
-
-bool in_shared(const void* at) { return size_t(static_cast<const char*>(at) - arena) < kArenaBytes; }
-
 void begin_shared() {
-  if (!arena) {
-    arena = static_cast<char*>(
+  SharedMemory& memory = shared_memory;
+  if (!memory.arena) {
+    memory.arena = static_cast<char*>(
         mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   }
-  arrays.clear();
-  arena_used = kGuardBytes;
-  static_bytes = 0;
+  memset(memory.array_at, 0, (memory.used + kPlace - 1) / kPlace);
+  memory.count = memory.static_bytes = 0;
+  memory.used = kGuardBytes;
+}
+
+static SharedArray& add_array(const void* key, size_t bytes, size_t align, const char* name) {
+  SharedMemory& memory = shared_memory;
+  if (memory.static_bytes + launch.dynamic_bytes > kSharedLimit || memory.count == kMaxArrays) {
+    find("shared memory", nullptr, nullptr, "%zu bytes in %zu arrays and %zu bytes dynamic: a block has %zu",
+         memory.static_bytes, memory.count, launch.dynamic_bytes, kSharedLimit);
+    abandon();
+  }
+  // At least kPlace apart, and aligned to no more than the array asks for: a vector access that happens to be
+  // aligned with one compiler's placement is found misaligned here.
+  const size_t place = (memory.used + kPlace - 1) / kPlace * kPlace + (align < kPlace ? align : 0);
+  SharedArray& array = memory.arrays[memory.count++];
+  Region& region = array.region;
+  array.key = key, array.block_phase = 0;
+  region.begin = memory.arena + place, region.bytes = bytes, region.name = name;
+  region.initialised = false, region.writable = true;
+  region.shadow.begin(bytes);
+  memset(&memory.array_at[place / kPlace], int(memory.count), (place + bytes - 1) / kPlace - place / kPlace + 1);
+  memory.used = place + bytes + kGuardBytes;
+  return array;
 }
 
 static void* give(SharedArray& array) {
@@ -72,24 +88,27 @@ static void* give(SharedArray& array) {
   return array.region.begin;
 }
 
-PYCONV_EXPORT void* shared(const void* key, unsigned long bytes, unsigned long align, const char* name) {
-  for (SharedArray& array : arrays) {
-    if (array.key == key) return give(array);
+static SharedArray* array_of(const void* key) {
+  for (size_t i = 0; i < shared_memory.count; ++i) {
+    if (shared_memory.arrays[i].key == key) return &shared_memory.arrays[i];
   }
-  static_bytes += bytes;
-  if (static_bytes > kStaticSharedLimit) {
+  return nullptr;
+}
+
+PYCONV_EXPORT void* shared(const void* key, unsigned long bytes, unsigned long align, const char* name) {
+  if (SharedArray* array = array_of(key)) return give(*array);
+  shared_memory.static_bytes += bytes;
+  if (shared_memory.static_bytes > kStaticSharedLimit) {
     find("shared memory", PYCONV_WHERE, nullptr,
-         "%zu bytes of arrays up to `%s`: more than %zu must be dynamic shared memory", static_bytes, name,
-         kStaticSharedLimit);
+         "%zu bytes of arrays up to `%s`: more than %zu must be dynamic shared memory", shared_memory.static_bytes,
+         name, kStaticSharedLimit);
     abandon();
   }
-  return give(add_array(key, bytes, align < 16 ? 16 : align, name));
+  return give(add_array(key, bytes, align, name));
 }
 
 PYCONV_EXPORT void* dynamic_shared() {
-  for (SharedArray& array : arrays) {
-    if (!array.key) return give(array);
-  }
+  if (SharedArray* array = array_of(nullptr)) return give(*array);
   return give(add_array(nullptr, launch.dynamic_bytes, 128, "dynamic shared memory"));
 }
 

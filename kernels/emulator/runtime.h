@@ -9,9 +9,8 @@
 #include <string>
 #include <vector>
 
-#define PYCONV_EMULATOR_RUNTIME
-#include "emulator/emulate.h"
 #include "emulator/fiber.h"
+#include "emulator/findings.h"
 
 namespace pyconv {
 namespace emulator {
@@ -19,9 +18,8 @@ namespace emulator {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
-constexpr size_t kStaticSharedLimit = 48 * 1024;  // more is a compile error in nvcc
-constexpr size_t kSharedLimit = 227 * 1024;       // of a block: sm_90; sm_80 has 163 KB, sm_86 and sm_89 99 KB
-constexpr size_t kStackBytes = 256 * 1024;        // of a thread; pages that are never touched cost nothing
+constexpr size_t kMaxParameterBytes = 4096;
+constexpr size_t kStackBytes = 256 * 1024;  // of a thread; pages that are never touched cost nothing
 
 // A cp.async that was issued and not waited for.
 struct Copy {
@@ -58,7 +56,7 @@ enum class Order : int { kForward, kReverse, kRandom };
 
 struct Launch {
   void (*run)(void** parameters);
-  void** parameters;
+  void* parameters[32];
   uint3 grid, block_extent, block_index;
   size_t dynamic_bytes;
   bool checked;
@@ -75,6 +73,11 @@ struct Launch {
   // A phase is what lies between two block barriers; its number is never used again. Everything in one block is
   // ordered by phases, and everything before first_phase happened in an earlier launch.
   uint32_t phase, block_phase, first_phase;
+
+  // The kernel's library, in memory: findings' places lie in it.
+  const char* code;
+  size_t code_bytes;
+  alignas(16) char parameter_memory[kMaxParameterBytes];
 };
 
 extern Launch launch;
@@ -92,28 +95,13 @@ void begin_block();
 [[noreturn]] void abandon();  // gives the launch up, from any fiber
 void wait_for_warp(uint32_t mask, const void* where);
 
-// memory.cpp
-struct Region {  // of global memory, or a shared array
-  char* begin;
-  size_t bytes;
-  const char* name;
-  bool initialised, writable;
-};
-void begin_shared();  // for a launch
-bool in_shared(const void* at);
+// launch.cpp
+uint3 block_of_phase(uint32_t phase);
 
 // checker.cpp
 enum class Access { kRead, kWrite, kAtomic, kCopyIssue, kCopyDone };
 void check_access(const void* at, size_t bytes, Access access, const void* where);
 void join_clocks(int warp, uint32_t group);  // these lanes have met
-
-// findings.cpp. `where` and `other` are addresses in the kernel's code, or null; in `message`, %W stands for
-// `other`. A finding is kept once for each place.
-void find(const char* kind, const void* where, const void* other, const char* format, ...)
-    __attribute__((format(printf, 4, 5)));
-void find_in_launch(const char* kind, const std::string& message);  // of no thread
-extern "C" void pyconv_emulator_forget_findings();
-extern "C" int pyconv_emulator_findings_count();
 
 }  // namespace emulator
 }  // namespace pyconv

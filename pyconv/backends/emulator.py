@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Any
 
 from pyconv.backends import emulator_build
-from pyconv.backends.emulator_build import EmulatorError, Finding, Function
+from pyconv.backends.emulator_build import Function
+from pyconv.backends.emulator_findings import EmulatorError, Finding, raise_findings
 
 __all__ = ["ORDERS", "Buffer", "Emulator", "EmulatorError", "Finding", "Function", "Session", "unavailable"]
 
@@ -51,11 +52,11 @@ class Buffer:
     writable: bool
 
 
-class _Region(ctypes.Structure):
-    """``Region`` of ``kernels/emulator/runtime.h``."""
+class _Buffer(ctypes.Structure):
+    """``Buffer`` of ``kernels/emulator/memory.cpp``."""
 
     _fields_ = (
-        ("begin", ctypes.c_void_p),
+        ("pointer", ctypes.c_void_p),
         ("bytes", ctypes.c_size_t),
         ("name", ctypes.c_char_p),
         ("initialised", ctypes.c_bool),
@@ -75,6 +76,7 @@ class _Request(ctypes.Structure):
         ("checked", ctypes.c_int32),
         ("order", ctypes.c_int32),
         ("seed", ctypes.c_uint64),
+        ("signature", ctypes.c_void_p),
     )
 
 
@@ -101,13 +103,13 @@ class Session:
 
     def __init__(self, emulator: Emulator, buffers: Sequence[Buffer]) -> None:
         self._emulator = emulator
-        self._regions = (_Region * len(buffers))(
-            *(_Region(b.pointer, b.bytes, b.name.encode(), b.initialised, b.writable) for b in buffers)
+        self._buffers = (_Buffer * len(buffers))(
+            *(_Buffer(b.pointer, b.bytes, b.name.encode(), b.initialised, b.writable) for b in buffers)
         )
 
     def __enter__(self) -> Session:
         _turn.acquire()
-        _runtime().pyconv_emulator_begin(ctypes.addressof(self._regions), len(self._regions))
+        _runtime().pyconv_emulator_begin(ctypes.addressof(self._buffers), len(self._buffers))
         return self
 
     def __exit__(
@@ -132,9 +134,10 @@ class Session:
             function.checked,
             ORDERS.index(emulator.order),
             emulator.seed,
+            function.signature,
         )
         if _runtime().pyconv_emulator_launch(ctypes.addressof(request)):
-            emulator_build.raise_findings(function, _runtime().pyconv_emulator_findings().decode())
+            raise_findings(function.kernel, function.library, _runtime().pyconv_emulator_findings().decode())
 
 
 @dataclass(frozen=True)

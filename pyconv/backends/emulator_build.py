@@ -1,9 +1,9 @@
-"""Compiles kernels and the runtime for :mod:`pyconv.backends.emulator`, with a cache on disk; finds their lines.
+"""Compiles kernels and the runtime for :mod:`pyconv.backends.emulator`, with a cache on disk.
 
-An entry of the cache is a shared library named by the hash of all that made it: the source, every file that it
-includes, the compiler and its flags. It is written under another name and renamed, so that a reader sees all of
-it or nothing, and it ends with its own checksum: one that is damaged is built again. Of several processes that
-miss the same entry, one compiles and the others wait for it.
+An entry of the cache is a shared library named by the hash of all that made it: the source, every file that
+it includes, the compiler and its flags. It is written under another name and renamed, so that a reader sees
+all of it or nothing, and it ends with its own checksum: one that is damaged is built again. Of several
+processes that miss the same entry, one compiles and the others wait for it.
 """
 
 from __future__ import annotations
@@ -25,54 +25,28 @@ from pathlib import Path
 
 import pyconv
 import pyconv.kernels
+from pyconv.backends.emulator_findings import MAPPED, EmulatorError
 
 KERNELS = Path(pyconv.kernels.__path__[0]).resolve()
 
-# No contraction: a*b + c is one rounding only where a kernel says fused(). No sibling calls: a finding's place
-# is the return address of a call. No aliasing rules: vectors are loaded through pointers to elements.
+# No contraction: a*b + c is one rounding only where a kernel says fused(). No sibling calls: a finding's
+# place is the return address of a call. No aliasing rules: vectors are loaded through pointers to elements.
+# Stack clash protection: a stack that is too small meets the page that faults below it.
 _FLAGS = (
-    "-std=c++17", "-g1", "-fPIC", "-shared", "-nostdlib", "-fvisibility=hidden", "-ffp-contract=off",
+    "-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-shared", "-nostdlib", "-fvisibility=hidden", "-ffp-contract=off",
     "-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fno-exceptions", "-fno-rtti",
-    "-Wno-unknown-pragmas",
+    "-fstack-clash-protection", "-Wno-unknown-pragmas",
 )  # fmt: skip
 _PLAIN = ("-O2",)
 # The hooks of ThreadSanitizer, which are ours (kernels/emulator/checker.cpp), before each load and store.
 _CHECKED = (
     "-O1",
-    "-fsanitize=thread",
+    "-fsanitize=thread,bounds,integer-divide-by-zero",
     "--param",
     "tsan-instrument-func-entry-exit=0",
     "-DPYCONV_EMULATOR_CHECKED",
 )
 _RUNTIME = ("-O2", "-g1", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a kernel did wrong.
-
-    Attributes:
-        kind: ``race``, ``out of bounds``, ``uninitialised``, ... (``kernels/emulator/README.md`` lists them).
-        where: ``file:line`` in the kernel, empty for what has no place in it.
-        message: With block and thread.
-    """
-
-    kind: str
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kind} at {self.where}: {self.message}" if self.where else f"{self.kind}: {self.message}"
-        )
-
-
-class EmulatorError(RuntimeError):
-    """A kernel that does not compile, or what its launch did wrong (``findings``)."""
-
-    def __init__(self, message: str, findings: Iterable[Finding] = ()) -> None:
-        super().__init__(message)
-        self.findings = tuple(findings)
 
 
 @dataclass(frozen=True)
@@ -91,6 +65,7 @@ class Function:
     parameter_bytes: tuple[int, ...]
     library: Path
     entry: int = field(repr=False)
+    signature: int = field(repr=False)
     handle: ctypes.CDLL = field(repr=False, compare=False)
 
 
@@ -192,7 +167,7 @@ def _cached(
             main = library.with_suffix(".cpp")
             main.write_text(text)
             unfinished = library.with_suffix(f".{os.getpid()}")
-            arguments = [*command, *flags, f"-ffile-prefix-map={KERNELS}/=", f"-I{KERNELS}", str(main)]
+            arguments = [*command, *flags, f"-ffile-prefix-map={KERNELS}={MAPPED}", f"-I{KERNELS}", str(main)]
             result = subprocess.run(
                 [*arguments, "-o", str(unfinished), *libraries],
                 capture_output=True,
@@ -225,70 +200,6 @@ def _closure(path: Path) -> tuple[Path, ...]:
             places = (file.parent / name, KERNELS / name)
             waiting += [place.resolve() for place in places if place.exists()][:1]
     return tuple(found)
-
-
-# ---- findings
-
-
-def _lines(function: Function, addresses: Iterable[int]) -> dict[int, str]:
-    """``file:line`` of each address in the kernel's code.
-
-    Primitives (``common/``, ``emulator/``) are inlined into kernels; the line that uses one is what is told.
-    """
-    wanted = sorted(set(addresses) - {0})
-    addr2line = shutil.which("addr2line") or shutil.which("llvm-addr2line")
-    base = _load_address(function.handle)
-    places = {address: f"{function.library.name}+{address - base:#x}" for address in wanted}
-    if not wanted or addr2line is None:
-        return places
-    # A return address is after the call; one byte less is in it.
-    offsets = [hex(address - base - 1) for address in wanted]
-    result = subprocess.run(
-        [addr2line, "-a", "-i", "-e", str(function.library), *offsets],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    for address, block in zip(
-        wanted, re.split(r"^0x[0-9a-f]+\n", result.stdout, flags=re.MULTILINE)[1:], strict=True
-    ):
-        inlined = [re.sub(r" \(discriminator \d+\)", "", line) for line in block.split("\n") if line]
-        known = [line for line in inlined if not line.startswith("??") and not line.endswith(":?")]
-        own = [line for line in known if not line.startswith(("common/", "emulator/"))]
-        if known:
-            places[address] = (own or known)[0]
-    return places
-
-
-class _DlInfo(ctypes.Structure):
-    _fields_ = (
-        ("file", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("symbol_at", ctypes.c_void_p),
-    )
-
-
-def _load_address(library: ctypes.CDLL) -> int:
-    info = _DlInfo()
-    entry = ctypes.cast(library.pyconv_emulated_run, ctypes.c_void_p)
-    ctypes.CDLL(None).dladdr(entry, ctypes.byref(info))
-    return info.base or 0
-
-
-def raise_findings(function: Function, text: str) -> None:
-    """Raises what the runtime found (``kernels/emulator/findings.cpp``)."""
-    records = [line.split("\t", 3) for line in text.splitlines()]
-    lines = _lines(function, (int(address, 16) for record in records for address in record[1:3]))
-    findings: dict[Finding, None] = {}
-    for kind, where, other, message in records:
-        at, other_at = lines.get(int(where, 16), ""), lines.get(int(other, 16), "")
-        if kind == "divergent barrier" and at == other_at:
-            continue  # one barrier that the compiler has copied
-        findings[Finding(kind, at, message.replace("%W", other_at or "an unknown place"))] = None
-    if findings:
-        listed = "".join(f"\n  {finding}" for finding in findings)
-        raise EmulatorError(f"{function.kernel}: {len(findings)} findings{listed}", findings)
 
 
 # ---- what is compiled
@@ -333,4 +244,5 @@ def function(source: str, kernel: str, checked: bool, defines: tuple[str, ...]) 
     signature = _Signature.in_dll(handle, "pyconv_emulated_signature")
     entry = ctypes.cast(handle.pyconv_emulated_run, ctypes.c_void_p).value
     assert entry is not None
-    return Function(kernel, checked, tuple(signature.bytes[: signature.count]), library, entry, handle)
+    parameter_bytes = tuple(signature.bytes[: signature.count])
+    return Function(kernel, checked, parameter_bytes, library, entry, ctypes.addressof(signature), handle)
