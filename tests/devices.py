@@ -66,7 +66,7 @@ class Emulator(Device):
 
     order: str = "forward"
     seed: int = 0
-    checked: bool = False
+    checked: bool = True
     name = "emulator"
     tensors = "cpu"
 
