@@ -53,7 +53,7 @@ class Kernel:
             weight over padding gives NaN; ``tile``: it may reach the outputs of its tile.
         accuracy: ``standard``: relative L2 error against float64 at most twice torch's own, and one rounding.
             A kernel that trades accuracy for speed states the relative L2 error it is held to instead, and
-            why: ``1e-3 (tf32)``. See :attr:`error_bound`.
+            why: ``1e-3 (tf32)``. Such a line is of one dtype. See :attr:`error_bound`.
         proved: Where the battery has passed on it: ``cpu``, ``emulator``, or a GPU's name.
         problems: Problems that the battery adds for this line to the shared list: the edges of its own tiles.
             Text forms without dtype and layout.
@@ -94,6 +94,11 @@ class Kernel:
             raise ValueError(
                 f"Kernel {self.id}: accuracy={self.accuracy!r}; accepted: 'standard', or a relative L2 error "
                 "and its reason, as '1e-3 (tf32)'"
+            )
+        if self.accuracy != "standard" and len(self.dtypes) > 1:
+            raise ValueError(
+                f"Kernel {self.id}: accuracy={self.accuracy!r} is a bound for one dtype, and dtypes is "
+                f"{self.dtypes!r}; give each its line"
             )
         for text in self.problems:
             if not text.startswith(f"{self.operation} "):

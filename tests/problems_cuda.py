@@ -144,13 +144,19 @@ def pairs(kernel: Kernel) -> list[tuple[str, str]]:
 
 
 def shares(kernel: Kernel) -> dict[tuple[str, str], list[Problem]]:
-    """The problems of a line, dealt out to its pairs of dtype and layout, each to one that supports it."""
-    turns = pairs(kernel)
-    dealt: dict[tuple[str, str], list[Problem]] = {pair: [] for pair in turns}
-    for place, text in enumerate(problems_of(kernel)):
-        in_turn = turns[place % len(turns) :] + turns[: place % len(turns)]
-        problems = {pair: parse_problem(f"{text} {pair[0]} {pair[1]}") for pair in in_turn}
-        able = [pair for pair in in_turn if kernel.supports(problems[pair]) is None]
-        pair = (able or in_turn)[0]  # what no pair supports is counted as unsupported
-        dealt[pair].append(problems[pair])
-    return dealt
+    """The problems of a line, dealt out to its pairs of dtype and layout, each to one that supports it.
+
+    What no pair supports is dealt to the first, and will be counted as unsupported.
+    """
+    supported: dict[tuple[str, str], list[Problem]] = {pair: [] for pair in pairs(kernel)}
+    unsupported: list[Problem] = []
+    for text in problems_of(kernel):
+        problems = {pair: parse_problem(f"{text} {pair[0]} {pair[1]}") for pair in supported}
+        able = [pair for pair in supported if kernel.supports(problems[pair]) is None]
+        if able:
+            pair = min(able, key=lambda pair: len(supported[pair]))
+            supported[pair].append(problems[pair])
+        else:
+            unsupported.append(next(iter(problems.values())))
+    first = next(iter(supported))
+    return {**supported, first: supported[first] + unsupported}

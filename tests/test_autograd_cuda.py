@@ -35,6 +35,7 @@ def on_the_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
         return bind(kernel, problem)
 
     monkeypatch.setattr(cuda, "bind", recorded)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     selection.forget()  # so that every kernel is bound anew
     with cuda.emulated(checked=False), pyconv.use("cuda"):
         yield launched

@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 
 from pyconv import backends, registry
+from pyconv.backends import cuda
 from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel
 from tests import accuracy
-from tests.battery import CHECKS, judge
+from tests.battery import CHECKS, Verdict, judge
+from tests.conftest import pytest_terminal_summary
+from tests.devices import Cpu, Emulator
 from tests.memory import dense_strides, values
 from tests.operands import expected
 from tests.problems import CONV2D_CORE, DTYPES, DTYPES_16_BIT, MAXPOOL2D_CORE, variants
+from tests.test_battery import report
 
 Launch = Callable[..., Any]
 #: A fault: from the problem and the honest launch to a broken one.
@@ -66,10 +70,12 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Kernel]]:
     monkeypatch.setitem(backends._MODULES, "judged", module)
 
     def add(operation: str, pass_: str, fault: Fault, **claims: Any) -> Kernel:
-        claims = {"batch_invariant": pass_ not in ("wgrad", "bgrad"), **claims}
-        kernel = registry.register(
-            Kernel(operation, pass_, "judged", "judged", (*DTYPES, *DTYPES_16_BIT), **claims)
-        )  # type: ignore[arg-type]
+        claims = {
+            "dtypes": (*DTYPES, *DTYPES_16_BIT),
+            "batch_invariant": pass_ not in ("wgrad", "bgrad"),
+            **claims,
+        }
+        kernel = registry.register(Kernel(operation, pass_, "judged", "judged", **claims))
         added.append(kernel)
         faults[kernel.id] = fault
         return kernel
@@ -261,6 +267,23 @@ def test_a_broken_convolution_fails_in_short(line: Any, fault: Fault) -> None:
     assert all("latest launch: operands placed" in message for message in failed.values())
 
 
+@pytest.mark.parametrize("in_short", [False, True], ids=["in full", "in short"])
+def test_a_result_that_depends_on_the_order_of_threads_fails_on_the_emulator(
+    line: Any, in_short: bool
+) -> None:
+    def fault(problem: Problem, launch: Launch) -> Launch:
+        def broken(*tensors: Any) -> Any:
+            result = launch(*tensors)
+            return result.nextafter(result + 1) if cuda.emulation().order == "reverse" else result
+
+        return broken
+
+    kernel, problem = line("conv2d", "fprop", fault), parse_problem(CONV)
+    (failure,) = judge(kernel, problem, device=Emulator("forward"), in_short=in_short).failures
+    assert "fails 'deterministic'" in failure
+    assert "reverse differs from forward: result[0, 0, 0, 0]" in failure
+
+
 @pytest.mark.parametrize(
     "fault", [not_deterministic, depends_on_threads, depends_on_batch, small_integers_rounded]
 )
@@ -371,7 +394,7 @@ def rounds_to_tf32(problem: Problem, launch: Launch) -> Launch:
     ],
 )
 def test_tf32_passes_for_what_it_is_only(line: Any, accuracy: str, words: str | None, in_short: bool) -> None:
-    kernel = line("conv2d", "fprop", rounds_to_tf32, accuracy=accuracy, nonfinite="tile")
+    kernel = line("conv2d", "fprop", rounds_to_tf32, accuracy=accuracy, nonfinite="tile", dtypes=("f32",))
     failed = _failed(kernel, CONV, in_short)
     assert list(failed) == ([] if words is None else ["value"])
     assert words is None or words in failed["value"]
@@ -452,8 +475,36 @@ def test_a_proved_backend_that_is_missing_fails(line: Any, monkeypatch: pytest.M
     assert not verdict.skipped
     assert "proved on cpu" in verdict.failures[0]
     assert "no such device" in verdict.failures[0]
+    # A proof in one place promises nothing of another.
+    verdict = judge(proved, parse_problem(CONV), device=Emulator())
+    assert {reason for _, reason in verdict.skipped} == {"no such device"}
+    emulated = line("conv2d", "wgrad", lambda problem, launch: launch, proved=("emulator",))
+    assert "proved on emulator" in judge(emulated, parse_problem(CONV), device=Emulator()).failures[0]
 
 
 def test_a_claim_with_no_meaning_fails(line: Any) -> None:
     kernel = line("conv2d", "wgrad", lambda problem, launch: launch, batch_invariant=True)
     assert "is a sum over the batch" in _failed(kernel, CONV)["batch_invariant"]
+
+
+def test_the_summary_counts_each_device_apart(line: Any) -> None:
+    """What did not run is never among what did, and the emulator's runs are not the processor's."""
+    kernel = line("conv2d", "fprop", lambda problem, launch: launch)
+    reports, written = [], []
+
+    def record(name: str, value: Any) -> None:
+        reports.append(SimpleNamespace(when="call", user_properties=[(name, value)]))
+
+    two_ran = Verdict(["value", "views"], [("batch_invariant", "no claim")], [("poison", "no glibc")], [])
+    report(kernel, Cpu(), [two_ran, two_ran], record)
+    with pytest.raises(pytest.fail.Exception, match="it is wrong"):
+        report(kernel, Emulator(), [Verdict(["value"], failures=["it is wrong"])], record)
+    pytest_terminal_summary(
+        SimpleNamespace(stats={"passed": reports}, section=written.append, write_line=written.append)
+    )
+    assert written[1:] == [
+        "battery on cpu: 4 run, 0 failed, 2 unsupported, 2 skipped",
+        "battery on emulator: 1 run, 1 failed, 0 unsupported, 0 skipped",
+        f"  skipped      2  {kernel.id}: no glibc",
+        f"  unsupported      2  {kernel.id}: no claim",
+    ]

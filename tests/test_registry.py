@@ -410,6 +410,8 @@ def test_a_line_states_its_own_bound_with_the_reason() -> None:
     for unclear in ("tf32", "1e-3", "good", "(tf32) 1e-3"):
         with pytest.raises(ValueError, match=r"accuracy=.*accepted: 'standard', or a relative L2 error"):
             _line(accuracy=unclear)
+    with pytest.raises(ValueError, match="a bound for one dtype"):
+        dataclasses.replace(_line(accuracy="1e-3 (tf32)"), dtypes=("f32", "f64"))
 
 
 def test_a_line_adds_problems_of_its_own_operation_only() -> None:
