@@ -8,6 +8,9 @@ PY := $(VENV)/bin/python
 ARGS ?=
 PROCESSES ?= 2
 
+# Where there is an NVIDIA driver, set-up brings what launches the CUDA kernels too.
+EXTRAS := train dev $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi),cuda)
+
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find kernels -name '*.cpp' -o -name '*.h')
 CPP_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -63,9 +66,9 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 	  { echo "pyconv needs Python >= 3.11, and $(PYTHON) is older; try: make PYTHON=python3.12"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet -c constraints.txt torch setuptools wheel cmake ninja
-	@$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*p["dependencies"], *p["optional-dependencies"]["train"], \
-	  *p["optional-dependencies"]["dev"], sep="\n")' | grep -v "^pyconv" > $(VENV)/requirements.txt
+	@$(PY) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  extras = [p["optional-dependencies"][extra] for extra in sys.argv[1:]]; \
+	  print(*p["dependencies"], *sum(extras, []), sep="\n")' $(EXTRAS) | grep -v "^pyconv" > $(VENV)/requirements.txt
 	@$(PY) -m pip install --quiet -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@
 

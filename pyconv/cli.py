@@ -57,7 +57,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that make batches. [0]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch's pool.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, gpu or auto. [cpu]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
 ) -> None:
     """Train a ConvNet. What is not given comes from the data set's recipe."""
     given: dict[str, Any] = {

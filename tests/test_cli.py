@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pyconv import cli
@@ -69,6 +70,7 @@ def test_train_on_files_of_fashion_mnists_format(tmp_path, capsys) -> None:
         (["train", "--data", "fashion"], 2, "--data: unknown name 'fashion'; did you mean fashion-mnist?"),
         (["train", "--model", "lenet"], 2, "--model: unknown name 'lenet'; did you mean lenet5?"),
         (["train", "--kernels", "ours"], 2, "--kernels: unknown name 'ours'; (known: pyconv, aten)"),
+        (["train", "--device", "tpu"], 2, "(known: auto, cpu, cuda, gpu)"),
         (["train", "--epochs", "0"], 2, "--epochs: 0 given; 1 or more is needed"),
         (["train", "--epochs", "many"], 2, "--epochs"),
         (["train", "--no-such-option"], 2, "--no-such-option"),
@@ -141,3 +143,13 @@ def test_ctrl_c_says_how_to_go_on(tmp_path) -> None:
 def hear_ctrl_c() -> None:
     """A test runner in the background ignores Ctrl-C, and its children would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA device")
+def test_a_gpu_that_is_not_there_is_one_line(tmp_path, capsys) -> None:
+    for device in ("cuda", "gpu"):
+        assert cli.main(["train", "--device", device, "--out", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(
+            f"error: --device: {device} given; torch {torch.__version__} finds no CUDA device"
+        )

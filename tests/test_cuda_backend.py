@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import pyconv
 from pyconv import backends, ops, parse_problem, registry, selection
 from pyconv.backends import cuda, gpu
+from pyconv.backends.emulator import EmulatorError
 from pyconv.backends.packing import Packing
 from pyconv.backends.program import Program, Scratch, Step
 from pyconv.backends.signature import signature
@@ -285,6 +286,21 @@ def test_a_launch_with_wrong_arguments_is_refused(emulated: None) -> None:
 
 
 # ---- Emulation ----
+
+
+def test_the_checked_emulator_finds_what_is_wrong_and_the_kernel_goes_on() -> None:
+    size = ctypes.c_int64(SAME.y_size)
+    with cuda.emulated():
+        overruns = backends.bind(
+            _line(lambda _: Program((_step("probe_overrun", ("y", size), threads=1),))), SAME
+        )
+        right = backends.bind(_line(_two_steps), SAME)
+    x = torch.randn(SAME.x_shape)
+    for _ in range(2):
+        with pytest.raises(EmulatorError, match=r"probe\.cu:\d+"):
+            overruns(x)
+        assert torch.equal(right(x), x * 2 + 1 + SAME.n)
+    assert len(overruns.packing._frames) <= 1
 
 
 def test_backend_cuda_is_not_for_cpu_tensors_outside_the_block() -> None:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyconv.errors import RunError, UsageError, unknown
 
 LAYOUTS = ("nchw", "nhwc")
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("one-cycle", "cosine", "constant")
+DEVICES = ("auto", "cpu", "cuda", "gpu")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class TrainConfig:
         validation: The part of the training images held out.
         seed: Of weights, order, augmentation and dropout.
         workers, threads: Processes that make batches; threads of torch's pool, ``None`` for torch's default.
-        device: Lightning's accelerator: ``cpu``, ``gpu``, ``auto``.
+        device: ``cpu``, ``cuda`` (or ``gpu``), or ``auto``: a CUDA GPU where torch finds one.
     """
 
     data: str = "digits"
@@ -55,7 +58,7 @@ class TrainConfig:
     seed: int = 0
     workers: int = 0
     threads: int | None = None
-    device: str = "cpu"
+    device: str = "auto"
 
     def check(self) -> None:
         """Raise :class:`UsageError` for a value out of range, naming its option."""
@@ -67,6 +70,7 @@ class TrainConfig:
             ("--layout", self.layout, LAYOUTS),
             ("--optimizer", self.optimizer, OPTIMIZERS),
             ("--schedule", self.schedule, SCHEDULES),
+            ("--device", self.device, DEVICES),
         ):
             if given not in known:
                 raise unknown(option, given, known)
@@ -89,8 +93,17 @@ class TrainConfig:
         ):
             if not low <= value <= high:
                 raise UsageError(f"{option}: {value} given; {low:g} to {high:g} is needed")
+        if self.on_gpu and not torch.cuda.is_available():
+            raise UsageError(
+                f"--device: {self.device} given; torch {torch.__version__} finds no CUDA device here"
+            )
         if self.seed >= 2**32:  # numpy's legacy seeding, which Lightning does too, takes 32 bits
             raise UsageError(f"--seed: {self.seed} given; it must be below 2**32")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether this machine trains it on a GPU."""
+        return self.device in ("cuda", "gpu") or (self.device == "auto" and torch.cuda.is_available())
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

@@ -88,7 +88,8 @@ def machine() -> str:
             if line.startswith("model name"):
                 processor = line.split(":", 1)[1].strip()
                 break
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{gpu}{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, {platform.system()} {platform.release()}"
     )

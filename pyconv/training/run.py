@@ -277,7 +277,7 @@ def _train(
         enable_version_counter=False,
     )
     trainer = lightning.Trainer(
-        accelerator=config.device,
+        accelerator="gpu" if config.on_gpu else "cpu",
         devices=1,
         max_epochs=config.epochs if stop_after is None else min(config.epochs, stop_after),
         # A logger folder of its own for each session of a resumed run; history.csv holds the whole.
@@ -290,7 +290,8 @@ def _train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=20,
-        deterministic=True,
+        # On a GPU some of torch's own operators have no deterministic form; they warn.
+        deterministic="warn" if config.on_gpu else True,
         default_root_dir=folder,
     )
     try:
