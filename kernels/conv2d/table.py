@@ -5,7 +5,7 @@ example to read first); a new one is added to ``_CUDA`` here. ``pyconv kernels``
 within a pass in the order of this file.
 """
 
-from pyconv.kernels.conv2d import depthwise_launch, direct_naive_launch
+from pyconv.kernels.conv2d import depthwise_launch, direct_naive_launch, direct_tiled_launch
 from pyconv.kernels.conv2d.restrictions import depthwise_only, row_fits_int32, torch_takes
 
 from pyconv.problem import CONV2D_PASSES
@@ -59,6 +59,7 @@ _CPU = [
 #: The launch files of the CUDA kernels, from the simplest on.
 _CUDA = [
     *direct_naive_launch.KERNELS,
+    *direct_tiled_launch.KERNELS,
     *depthwise_launch.KERNELS,
 ]
 

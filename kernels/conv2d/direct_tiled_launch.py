@@ -1,0 +1,253 @@
+"""Launches and table lines of ``direct_tiled.cu``: how a problem is cut into tiles."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+from pyconv.kernels.conv2d.gather import Axis, Gather, gather
+from pyconv.kernels.conv2d.restrictions import indices_fit_int32
+
+from pyconv.backends.program import Program, Step, blocks, cpp_layout, cpp_type
+from pyconv.problem import Conv2dProblem, Problem
+from pyconv.registry import Kernel
+
+SOURCE = "conv2d/direct_tiled.cu"
+
+#: Threads of a block: with the 128 registers that 64 sums need, two blocks fill a multiprocessor's registers.
+THREADS = 256
+#: Rows and out channels of a thread: 4 x 16 sums take 4 + 4 accesses to shared memory for 64 FMAs. The FMAs
+#: of a warp take 16 cycles of an H100's multiprocessor (32 of an A100's), the accesses 8.
+TM, TN = 4, 16
+#: A double takes two registers; its FMAs take twice the cycles, so 4 + 4 accesses of 2 cycles still hide.
+TN_DOUBLE = 8
+#: Groups of TN out channels of a block; the 256 / groups threads of a group share them and differ in pixels.
+GROUPS = (1, 2, 4)
+#: Shared memory of a block: two then fit into the 100 KB of an sm_86.
+SHARED_BYTES = 48 * 1024 - 256
+#: What a block may take where one channel of large filters or strides needs more: one then fits an sm_86.
+MOST_SHARED_BYTES = 96 * 1024
+#: In channels of a chunk, at most: beyond, a barrier costs little against the products between two of them.
+MOST_CHANNELS = 32
+#: Products that are added in one chain, by the bytes of a sum; then the sums go to the output and begin anew.
+#: The rounding error of a chain grows with the root of its length, and this keeps it below twice torch's own.
+#: Going through the output costs one instruction in 80. Results of 16 bits are rounded far more coarsely:
+#: there all products are one chain.
+CHAIN = {4: 256, 8: 128}
+
+
+class TiledAxis(ctypes.Structure):
+    """``TiledAxis`` of ``direct_tiled_stage.h``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int32)
+        for name in (
+            "in_extent", "out_extent", "classes", "period", "unit", "in_step", "tap_step", "tile", "tiles",
+        )
+    )  # fmt: skip
+
+
+class TiledPlan(ctypes.Structure):
+    """``TiledPlan`` of ``direct_tiled_stage.h``."""
+
+    _fields_ = (
+        ("rows", TiledAxis),
+        ("columns", TiledAxis),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "pass", "in_channels", "out_channels", "images", "image_tiles", "filters", "filter_blocks",
+                "channels", "chain", "column_pitch", "row_pitch", "image_pitch", "channel_pitch",
+                "patch_size", "filter_pitch", "filters_size",
+            )
+        ),
+        ("w_in_stride", ctypes.c_int64),
+        ("w_out_stride", ctypes.c_int64),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A way to cut a gather up, and what it takes of shared memory. Pitches and sizes are in elements."""
+
+    gather: Gather
+    groups: int  # of TN out channels
+    columns: int
+    rows: int
+    images: int
+
+    @property
+    def tn(self) -> int:
+        return TN_DOUBLE if self.gather.sum_bytes == 8 else TN
+
+    @property
+    def filters(self) -> int:
+        return self.groups * self.tn
+
+    @property
+    def column_pitch(self) -> int:
+        return blocks(self.gather.columns.patch(self.columns), self.gather.columns.in_step)
+
+    @property
+    def row_pitch(self) -> int:
+        return self.column_pitch * self.gather.columns.in_step
+
+    @property
+    def image_pitch(self) -> int:
+        return self.row_pitch * self.gather.rows.patch(self.rows)
+
+    @property
+    def channel_pitch(self) -> int:
+        """A multiple of 32 words and 16 bytes: lanes on 8 neighbouring channels then write to all banks."""
+        return blocks(self.images * self.image_pitch, 32) * 32 + 16 // self.gather.sum_bytes
+
+    @property
+    def filter_pitch(self) -> int:
+        """An odd multiple of 8: four rows of eight lanes then write to all banks."""
+        return self.filters + (8 if self.filters % 16 == 0 else 0)
+
+    def shared_bytes(self, channels: int) -> int:
+        channel = self.channel_pitch + self.gather.taps * self.filter_pitch
+        return channels * channel * self.gather.sum_bytes + self.images * self.image_pitch * 8
+
+    @property
+    def channels(self) -> int:
+        """In channels of a chunk; 0 if not even one fits."""
+        sources = self.shared_bytes(0)
+        fitting = (SHARED_BYTES - sources) // (self.shared_bytes(1) - sources)
+        if fitting < 1:
+            return int(self.shared_bytes(1) <= MOST_SHARED_BYTES)
+        fitting = min(fitting, MOST_CHANNELS, max(1, CHAIN[self.gather.sum_bytes] // self.gather.taps))
+        if fitting >= self.gather.in_channels:
+            return max(1, self.gather.in_channels)
+        return fitting // 8 * 8 or fitting
+
+    @property
+    def chain(self) -> int:
+        """In channels whose products are added in one chain."""
+        if self.gather.problem.element_bytes == 2:
+            return max(1, self.gather.in_channels)
+        products = self.channels * self.gather.taps
+        return self.channels * max(1, CHAIN[self.gather.sum_bytes] // products)
+
+    @property
+    def cost(self) -> float:
+        """Modelled instructions of a thread for one in channel of one image, over all tiles."""
+        g = self.gather
+        tiles = blocks(g.rows.outputs, self.rows) * blocks(g.columns.outputs, self.columns) / self.images
+        products = g.taps * TM * self.tn * 1.2
+        staged = (self.images * self.image_pitch + g.taps * self.filters) * 8 / THREADS
+        barriers = 300 / self.channels
+        return tiles * blocks(g.out_channels, self.filters) * (products + staged + barriers)
+
+
+def _tiles(g: Gather) -> Iterator[Tile]:
+    """Tiles worth considering. None depends on n, so that a sample gives the same bits in any batch."""
+    outputs, runs_of_image = max(1, g.columns.outputs), max(1, blocks(g.rows.outputs, TM))
+    for groups in GROUPS:
+        lanes = THREADS // groups
+        fewest = blocks(outputs, lanes)
+        equal_parts = {blocks(outputs, parts) for parts in range(fewest, fewest + 8)}
+        for columns in sorted({width for width in equal_parts | {8, 16, 32, 64} if width <= lanes}):
+            for runs in range(1, min(lanes // columns, runs_of_image) + 1):
+                is_whole = columns >= outputs and runs == runs_of_image
+                yield Tile(g, groups, columns, runs * TM, lanes // (columns * runs) if is_whole else 1)
+
+
+@lru_cache(maxsize=4096)
+def best_tile(g: Gather) -> Tile | None:
+    """The cheapest tile, or ``None`` if none fits shared memory."""
+    return min((tile for tile in _tiles(g) if tile.channels), key=lambda tile: tile.cost, default=None)
+
+
+def _square_taps(g: Gather) -> int:
+    """3 for the instantiation that knows its 3x3 taps; doubles have no registers left for it."""
+    is_plain = all((axis.classes, axis.in_step, axis.tap_step) == (1, 1, 1) for axis in (g.rows, g.columns))
+    return 3 if is_plain and (g.rows.taps, g.columns.taps) == (3, 3) and g.sum_bytes == 4 else 0
+
+
+def _tiled(axis: Axis, tile: int) -> TiledAxis:
+    return TiledAxis(
+        axis.in_extent, axis.out_extent, axis.classes, axis.period, axis.unit, axis.in_step, axis.tap_step,
+        tile, blocks(axis.outputs, tile),
+    )  # fmt: skip
+
+
+def _program(problem: Problem, pass_: str, operands: tuple[str, str, str, str]) -> Program:
+    assert isinstance(problem, Conv2dProblem)
+    g = gather(problem, pass_)
+    tile = best_tile(g)
+    assert tile is not None, "refused by the restriction"
+    rows, columns = _tiled(g.rows, tile.rows), _tiled(g.columns, tile.columns)
+    image_tiles, filter_blocks = blocks(problem.n, tile.images), blocks(g.out_channels, tile.filters)
+    plan = TiledPlan(
+        rows, columns, ("fprop", "dgrad").index(pass_), g.in_channels, g.out_channels, tile.images,
+        image_tiles, tile.filters, filter_blocks, tile.channels, tile.chain, tile.column_pitch,
+        tile.row_pitch, tile.image_pitch, tile.channel_pitch, tile.channels * tile.channel_pitch,
+        tile.filter_pitch, tile.channels * g.taps * tile.filter_pitch, *g.w_strides,
+    )  # fmt: skip
+    tiles = problem.groups * rows.classes * columns.classes * image_tiles * rows.tiles * columns.tiles
+    numbers = f"{TM}, {tile.tn}, {THREADS}, {_square_taps(g)}"
+    step = Step(
+        SOURCE,
+        kernel=f"direct_tiled<{cpp_type(problem)}, {cpp_layout(problem)}, {numbers}>",
+        grid=(tiles * filter_blocks, 1, 1),
+        block=(THREADS, 1, 1),
+        arguments=(problem, plan, *operands),
+        shared_bytes=tile.shared_bytes(tile.channels),
+        sass=("LDS.128", "FFMA" if g.sum_bytes == 4 else "DFMA"),
+    )
+    return Program((step,))
+
+
+def fprop(problem: Problem) -> Program:
+    return _program(problem, "fprop", ("x", "w", "bias", "y"))
+
+
+def dgrad(problem: Problem) -> Program:
+    return _program(problem, "dgrad", ("dy", "w", "bias", "dx"))
+
+
+def _restriction(problem: Problem, pass_: str) -> str | None:
+    assert isinstance(problem, Conv2dProblem)
+    if reason := indices_fit_int32(problem):
+        return reason
+    if best_tile(gather(problem, pass_)) is None:
+        return (
+            f"a filter and the pixels it reaches do not fit {MOST_SHARED_BYTES // 1024} KB of shared memory"
+        )
+    return None
+
+
+#: Edges of tiles: TN and blocks of channels, TM rows, lanes of a warp, images of a tile, chunks, chains.
+PROBLEMS = (
+    "conv2d n1c3h5w33 k17r3s3 st1 pd1",
+    "conv2d n3c17h7w7 k33r3s3 st1 pd1",
+    "conv2d n2c33h9w31 k65r3s3 st1 pd1",
+    "conv2d n2c40h4w65 k15r1s1 st1 pd0",
+    "conv2d n3c9h8w16 k16r3s3 st2 pd1",
+    "conv2d n2c16h13w15 k24r5s3 st3x2 pd2x1",
+    "conv2d n1c24h11w12 k40r3s3 st2 pd2 dl2",
+    "conv2d n2c32h6w5 k32r3s3 st1 pd1 g2",
+    "conv2d n1c80h5w5 k88r3s3 st1 pd1",
+)
+
+KERNELS = [
+    Kernel(
+        "conv2d",
+        pass_,
+        "direct_tiled",
+        "cuda",
+        ("f32", "f64", "f16", "bf16"),
+        source=SOURCE,
+        restriction=partial(_restriction, pass_=pass_),
+        program=program,
+        batch_invariant=True,
+        nonfinite="padding",
+        proved=("emulator",),
+        problems=PROBLEMS,
+    )
+    for pass_, program in (("fprop", fprop), ("dgrad", dgrad))
+]
