@@ -145,8 +145,10 @@ def _cuda_preference(problem: Conv2dProblem, tf32: bool) -> Preference:
         order.append(("im2col_gemm_tensor", "tensor cores (not measured)"))
     return [
         *order,
-        ("im2col_gemm_pipelined", "the most reuse of what is loaded (not measured)"),
+        ("im2col_gemm_pipelined", "tiles in registers, loads ahead of their use (not measured)"),
+        ("im2col_gemm_register", "tiles in registers (not measured)"),
         ("direct_tiled", "tiles in shared memory (not measured)"),
+        ("im2col_gemm_tiled", "tiles in shared memory, after im2col (not measured)"),
         ("direct_naive", "takes every problem"),
     ]
 

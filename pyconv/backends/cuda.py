@@ -26,7 +26,7 @@ from torch import Tensor
 from pyconv.backends import emulator, gpu
 from pyconv.backends.emulator import Buffer, Emulator, Function
 from pyconv.backends.packing import Frame, Packing
-from pyconv.backends.program import Step
+from pyconv.backends.program import Program, Step
 from pyconv.backends.signature import Signature, signature
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
@@ -119,9 +119,10 @@ class Bound:
     def __init__(self, kernel: Kernel, problem: Problem) -> None:
         assert kernel.program is not None, kernel.id
         self.signature: Signature = signature(problem, kernel.pass_)
-        values = (*self.signature.operands, *self.signature.results)
-        self.packing = Packing(kernel.program(problem), [value.name for value in values])
         self._is_empty = 0 in self.signature.results[0].shape
+        program = Program(()) if self._is_empty else kernel.program(problem)
+        values = (*self.signature.operands, *self.signature.results)
+        self.packing = Packing(program, [value.name for value in values])
         # A backward outside an `emulated` block goes where its forward went.
         self._emulation = emulation()
         self._loaded: dict[torch.device, tuple[Device, list[Any]]] = {}

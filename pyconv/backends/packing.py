@@ -65,7 +65,7 @@ class Packing:
         if isinstance(argument, (ctypes.Structure, ctypes._SimpleCData)):
             return type(argument).from_buffer_copy(argument)
         if isinstance(argument, Scratch):
-            if argument.offset % SCRATCH_ALIGNMENT or not 0 <= argument.offset < program.workspace_bytes:
+            if argument.offset % SCRATCH_ALIGNMENT or not 0 <= argument.offset <= program.workspace_bytes:
                 raise ValueError(
                     f"{step.kernel}: {argument} is no multiple of {SCRATCH_ALIGNMENT} within a workspace of "
                     f"{program.workspace_bytes} bytes"
