@@ -40,7 +40,8 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LAYOUTS: tuple[Layout, ...] = ("nchw", "nhwc")
 
 CONV2D_PASSES = ("fprop", "dgrad", "wgrad", "bgrad")
-POOL2D_PASSES = ("fprop", "fprop_argmax", "dgrad", "gather")
+#: Those that end in ``_tap`` have an argmax of one byte, the tap ``r*s_extent + s`` of the window.
+POOL2D_PASSES = ("fprop", "fprop_argmax", "dgrad", "gather", "fprop_tap", "dgrad_tap", "gather_tap")
 
 _MAX_ELEMENTS = 2**63 - 1
 
@@ -318,23 +319,27 @@ class Pool2dProblem(_Fields):
 
     def flops(self, pass_: str) -> int:
         """Comparisons (forward) or additions (dgrad)."""
+        comparisons = self.y_size * self.r * self.s
         return {
-            "fprop": self.y_size * self.r * self.s,
-            "fprop_argmax": self.y_size * self.r * self.s,
+            "fprop": comparisons,
+            "fprop_argmax": comparisons,
+            "fprop_tap": comparisons,
             "dgrad": self.y_size,
+            "dgrad_tap": self.y_size,
             "gather": 0,
+            "gather_tap": 0,
         }[pass_]
 
     def bytes(self, pass_: str) -> int:
-        """Least memory traffic of a pass; argmax is 4 bytes a place."""
-        element = self.element_bytes
-        values, argmax = self.y_size * element, self.y_size * 4
+        """Least memory traffic of a pass; an argmax is 4 bytes, or 1 if it is a tap."""
+        image, values = self.x_size * self.element_bytes, self.y_size * self.element_bytes
+        argmax = self.y_size * (1 if pass_.endswith("_tap") else 4)
         return {
-            "fprop": self.x_size * element + values,
-            "fprop_argmax": self.x_size * element + values + argmax,
-            "dgrad": self.x_size * element + values + argmax,
+            "fprop": image + values,
+            "fprop_argmax": image + values + argmax,
+            "dgrad": image + values + argmax,
             "gather": values + values + argmax,
-        }[pass_]
+        }["fprop_argmax" if pass_ == "fprop_tap" else pass_.removesuffix("_tap")]
 
     def __str__(self) -> str:
         words = [

@@ -131,22 +131,35 @@ def conv2d_bgrad(problem: Conv2dProblem, dy: Array, dtype: npt.DTypeLike = np.fl
 # ---- maxpool2d -----------------------------------------------------------------------------------------
 
 
+def _maxpool2d(problem: Pool2dProblem, x: Array) -> tuple[Array, Array]:
+    """``y`` and the taps ``r * s_extent + s`` it came from, -1 where a window covers nothing."""
+    x = np.asarray(x)
+    y = np.full(problem.y_shape, -np.inf, x.dtype)
+    taps = np.full(problem.y_shape, -1, np.int64)
+    for r, s, (ps, qs), (hs, ws) in _taps(problem):
+        value, best, tap = x[..., hs, ws], y[..., ps, qs], taps[..., ps, qs]
+        better = (value > best) | np.isnan(value) | (tap < 0)
+        y[..., ps, qs] = np.where(better, value, best)
+        taps[..., ps, qs] = np.where(better, r * problem.s + s, tap)
+    return y, taps
+
+
+def _places(problem: Pool2dProblem, taps: Array) -> Array:
+    """The place ``h * w_extent + w`` of each tap, -1 for none."""
+    r, s = np.divmod(taps, problem.s)
+    h = np.arange(problem.p)[:, None] * problem.stride_h - problem.pad_top + r * problem.dilation_h
+    w = np.arange(problem.q) * problem.stride_w - problem.pad_left + s * problem.dilation_w
+    return np.where(taps < 0, -1, h * problem.w + w).astype(np.int32)
+
+
 def maxpool2d_fprop_argmax(problem: Pool2dProblem, x: Array) -> tuple[Array, Array]:
     """``y`` and the places ``h * w_extent + w`` it came from, as torch breaks ties and treats NaN.
 
     The first of equal values wins, in row-major order; a NaN beats every number and every earlier NaN. A
     window that covers no place of the image gives ``-inf`` and ``-1``.
     """
-    x = np.asarray(x)
-    places = np.arange(problem.h * problem.w, dtype=np.int32).reshape(problem.h, problem.w)
-    y = np.full(problem.y_shape, -np.inf, x.dtype)
-    argmax = np.full(problem.y_shape, -1, np.int32)
-    for _, _, (ps, qs), (hs, ws) in _taps(problem):
-        value, best, place = x[..., hs, ws], y[..., ps, qs], argmax[..., ps, qs]
-        better = (value > best) | np.isnan(value) | (place < 0)
-        y[..., ps, qs] = np.where(better, value, best)
-        argmax[..., ps, qs] = np.where(better, places[hs, ws], place)
-    return y, argmax
+    y, taps = _maxpool2d(problem, x)
+    return y, _places(problem, taps)
 
 
 def maxpool2d_fprop(problem: Pool2dProblem, x: Array) -> Array:
@@ -171,3 +184,28 @@ def maxpool2d_gather(problem: Pool2dProblem, x: Array, argmax: Array) -> Array:
     n, c, p, q = np.nonzero(argmax >= 0)
     y[n, c, p, q] = x[n, c, argmax[n, c, p, q]]
     return y
+
+
+# The same with an argmax of one byte: the tap of the window, 255 where it covers nothing.
+
+
+def _places_of_bytes(problem: Pool2dProblem, argmax: Array) -> Array:
+    return _places(problem, np.where(argmax == 255, -1, argmax.astype(np.int64)))
+
+
+def maxpool2d_fprop_tap(problem: Pool2dProblem, x: Array) -> tuple[Array, Array]:
+    """As :func:`maxpool2d_fprop_argmax`, for windows of at most 255 places."""
+    y, taps = _maxpool2d(problem, x)
+    return y, np.where(taps < 0, 255, taps).astype(np.uint8)
+
+
+def maxpool2d_dgrad_tap(
+    problem: Pool2dProblem, dy: Array, argmax: Array, dtype: npt.DTypeLike = np.float64
+) -> Array:
+    """As :func:`maxpool2d_dgrad`."""
+    return maxpool2d_dgrad(problem, dy, _places_of_bytes(problem, argmax), dtype)
+
+
+def maxpool2d_gather_tap(problem: Pool2dProblem, x: Array, argmax: Array) -> Array:
+    """As :func:`maxpool2d_gather`."""
+    return maxpool2d_gather(problem, x, _places_of_bytes(problem, argmax))

@@ -131,7 +131,7 @@ class Case:
         if len(results) != len(shapes):
             raise self.fail(f"{note}it returned {len(results)} tensors, expected {len(shapes)}")
         owned = {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}
-        dtypes = [problem.torch_dtype, torch.int32]
+        dtypes = [problem.torch_dtype, torch.uint8 if self.kernel.pass_.endswith("_tap") else torch.int32]
         for result, shape, dtype in zip(results, shapes, dtypes, strict=False):
             if tuple(result.shape) != shape or result.dtype != dtype:
                 raise self.fail(
@@ -154,7 +154,7 @@ class Case:
     def same_bits(self, got: list[Array], want: list[Array], note: str) -> None:
         """Raises unless every bit agrees."""
         for part, (new, old) in enumerate(zip(got, want, strict=True)):
-            integers = {4: np.int32, 8: np.int64}[new.itemsize]
+            integers = {1: np.uint8, 4: np.int32, 8: np.int64}[new.itemsize]
             different = new.view(integers) != old.view(integers)
             if different.any():
                 raise self.fail(f"{note}: {first_wrong(different, part, old, new)}")

@@ -47,10 +47,10 @@ def lay_out(
 ) -> Tensor:
     """A tensor of these values: see :data:`PLACEMENTS`. Everything around them is NaN.
 
-    An array of places (int32) becomes a tensor of int32, whatever ``dtype``, among the largest of them.
+    An array of integers (an argmax) becomes a tensor of them, whatever ``dtype``, among the largest of them.
     """
-    if array.dtype == np.int32:
-        dtype = torch.int32
+    if array.dtype in (np.int32, np.uint8):
+        dtype = torch.int32 if array.dtype == np.int32 else torch.uint8
     around = float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
     if placement == "transposed":
         layout = "nchw" if layout == "nhwc" else "nhwc"

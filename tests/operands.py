@@ -31,6 +31,9 @@ OPERANDS = {
     ("maxpool2d", "fprop_argmax"): ("x",),
     ("maxpool2d", "dgrad"): ("dy", "argmax"),
     ("maxpool2d", "gather"): ("x", "argmax"),
+    ("maxpool2d", "fprop_tap"): ("x",),
+    ("maxpool2d", "dgrad_tap"): ("dy", "argmax"),
+    ("maxpool2d", "gather_tap"): ("x", "argmax"),
 }
 
 #: dtype -> the type of the arrays that hold its values, which is also the type its sums are kept in.
@@ -60,7 +63,7 @@ def operation_of(problem: Problem) -> str:
 
 def is_sum(problem: Problem, pass_: str) -> bool:
     """Whether a pass rounds. The others select elements, and are exact."""
-    return operation_of(problem) == "conv2d" or pass_ == "dgrad"
+    return operation_of(problem) == "conv2d" or pass_ in ("dgrad", "dgrad_tap")
 
 
 def _shape(problem: Problem, name: str) -> tuple[int, ...]:
@@ -79,9 +82,9 @@ def result_shapes(problem: Problem, pass_: str) -> list[tuple[int, ...]]:
             "bgrad": (problem.k,),
         }
         return [shapes[pass_]]
-    if pass_ == "fprop_argmax":
+    if pass_ in ("fprop_argmax", "fprop_tap"):
         return [problem.y_shape, problem.y_shape]
-    return [problem.x_shape if pass_ == "dgrad" else problem.y_shape]
+    return [problem.x_shape if pass_ in ("dgrad", "dgrad_tap") else problem.y_shape]
 
 
 # ---- Values ----------------------------------------------------------------------------------------------
@@ -138,7 +141,9 @@ def operands(problem: Problem, pass_: str, kind: str, draw: int = 0) -> tuple[Ar
         if name == "argmax":
             assert isinstance(problem, Pool2dProblem)
             ties = _values("integers", problem.x_shape, problem.dtype, seed)
-            arrays.append(reference.maxpool2d_fprop_argmax(problem, ties)[1])
+            by_tap = pass_.endswith("_tap")
+            forward = reference.maxpool2d_fprop_tap if by_tap else reference.maxpool2d_fprop_argmax
+            arrays.append(forward(problem, ties)[1])
         else:
             largest = integer_limits(problem, pass_)[0]
             arrays.append(_values(kind, _shape(problem, name), problem.dtype, seed, largest))

@@ -38,7 +38,8 @@ POOL = "maxpool2d n3c5h9w17 r3s3 st2 pd1 f32 nhwc"
 
 
 def _tensor(array: Any, problem: Problem) -> Tensor:
-    dtype = torch.int32 if array.dtype == np.int32 else problem.torch_dtype
+    dtypes = {np.dtype(np.int32): torch.int32, np.dtype(np.uint8): torch.uint8}  # an argmax
+    dtype = dtypes.get(array.dtype, problem.torch_dtype)
     result = torch.empty_strided(array.shape, dense_strides(array.shape, problem.layout), dtype=dtype)
     return result.copy_(torch.from_numpy(array))
 

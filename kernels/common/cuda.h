@@ -22,6 +22,7 @@
       &name##_key, sizeof(name##_type), alignof(name##_type) < 16 ? 16 : alignof(name##_type), #name))
 #define PYCONV_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::pyconv::emulator::dynamic_shared())
 #define PYCONV_UNROLL
+#define PYCONV_UNROLL_BY(count)
 
 #else  // NVRTC or nvcc
 
@@ -46,6 +47,8 @@ typedef unsigned long long uint64_t;
   extern __shared__ __align__(128) unsigned char name##_bytes[]; \
   type* name = reinterpret_cast<type*>(name##_bytes)
 #define PYCONV_UNROLL _Pragma("unroll")
+#define PYCONV_PRAGMA(text) _Pragma(#text)
+#define PYCONV_UNROLL_BY(count) PYCONV_PRAGMA(unroll count)  // a constant expression; 1 keeps the loop
 
 #endif
 

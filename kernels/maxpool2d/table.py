@@ -1,42 +1,12 @@
 """The max-pooling kernels: one line each."""
 
-from pyconv.problem import Pool2dProblem, Problem
+from pyconv.kernels.maxpool2d import dgrad_launch, fprop_launch, gather_launch
+from pyconv.kernels.maxpool2d.restrictions import plane_fits_int32, torch_padding
+
+from pyconv.problem import POOL2D_PASSES
 from pyconv.registry import Kernel
 
 FLOATS = ("f32", "f64")
-
-
-def plane_fits_int32(problem: Problem) -> str | None:
-    return None if problem.h * problem.w < 2**31 else f"plane {problem.h}x{problem.w} exceeds 32-bit places"
-
-
-def torch_padding(problem: Problem) -> str | None:
-    assert isinstance(problem, Pool2dProblem)
-    top, bottom, left, right = problem.padding
-    if (top, left) != (bottom, right):
-        return "padding per side"
-    if 2 * top > problem.r or 2 * left > problem.s:
-        return "padding larger than half the window"
-    if 0 in problem.x_shape[1:]:
-        return "torch refuses planes or channels of no size"
-    if _covers_nothing(problem):
-        return "a window that covers no element, where torch's place is outside the plane"
-    return plane_fits_int32(problem)
-
-
-def _covers_nothing(problem: Pool2dProblem) -> bool:
-    """Whether some window has every tap on padding, which takes dilation."""
-    for extent, count, before, taps, stride, dilation in (
-        (problem.h, problem.p, problem.pad_top, problem.r, problem.stride_h, problem.dilation_h),
-        (problem.w, problem.q, problem.pad_left, problem.s, problem.stride_w, problem.dilation_w),
-    ):
-        if dilation == 1:
-            continue
-        for i in range(count):
-            first = i * stride - before
-            if not any(0 <= first + tap * dilation < extent for tap in range(taps)):
-                return True
-    return False
 
 
 def _cpu(pass_: str, source: str) -> Kernel:
@@ -66,13 +36,20 @@ def _aten(pass_: str) -> Kernel:
     )
 
 
-KERNELS = [
+_CPU = [
     _cpu("fprop", "fprop.cpp"),
-    _aten("fprop"),
     _cpu("fprop_argmax", "fprop_argmax.cpp"),
-    _aten("fprop_argmax"),
     _cpu("dgrad", "dgrad.cpp"),
-    _aten("dgrad"),
     _cpu("gather", "gather.cpp"),
-    _aten("gather"),
 ]
+
+_CUDA = [
+    *fprop_launch.KERNELS,
+    *dgrad_launch.KERNELS,
+    *gather_launch.KERNELS,
+]
+
+#: torch has no argmax of one byte, so it has no lines for the passes by tap.
+_ATEN = [_aten(pass_) for pass_ in ("fprop", "fprop_argmax", "dgrad", "gather")]
+
+KERNELS = sorted([*_CPU, *_CUDA, *_ATEN], key=lambda kernel: POOL2D_PASSES.index(kernel.pass_))

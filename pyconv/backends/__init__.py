@@ -27,7 +27,8 @@ def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
 
     conv2d: fprop ``(x, w, bias | None) -> y``, dgrad ``(dy, w) -> dx``, wgrad ``(x, dy) -> dw``,
     bgrad ``(dy) -> db``. maxpool2d: fprop ``(x) -> y``, fprop_argmax ``(x) -> (y, argmax)``, dgrad
-    ``(dy, argmax) -> dx``, gather ``(x, argmax) -> y``.
+    ``(dy, argmax) -> dx``, gather ``(x, argmax) -> y``; fprop_tap, dgrad_tap and gather_tap are the same with
+    an argmax of uint8, the tap ``r*s_extent + s`` of the window (255: it covers nothing).
 
     Under :func:`pyconv.backends.cuda.emulated`, a kernel of backend ``cuda`` is bound to the emulator.
     """

@@ -1,0 +1,136 @@
+// Max-pooling backward: dx[n,c,h,w] = sum of dy[n,c,p,q] over the windows whose argmax names (h, w).
+//
+// Gathered, not scattered: each element of dx looks at the windows that cover it, at most ceil(r/stride_h) *
+// ceil(s/stride_w) of them. So it has one owner, needs no atomics, and adds in row-major order of (p, q) always. An
+// argmax that lies outside its own window (a caller may pass any) is seen by no element and adds nowhere.
+//
+// dgrad_window: window and stride are known to the compiler. A thread owns kCells * kStride rows of one column of dx, so
+// that with the padding's rows counted it begins at a multiple of kStride: which taps lie on its rows is then fixed,
+// and a row of windows is loaded once for all of them. In nhwc an element is 16 bytes of channels; in nchw one, or two
+// neighbours along w of 16 bits each (kPixels), whose windows are fixed as well, pad_left being odd or even (kOdd).
+// dgrad_any: one element of dx, for any window, stride and dilation.
+#include "common/numbers.h"
+#include "maxpool2d/places.cuh"
+
+namespace pyconv {
+
+// What the argmax of a window says if its winner is (h, w), the tap (r, s) of the window.
+template <class Place>
+PYCONV_DEVICE Place name_of(const Pool2dProblem& problem, int h, int w, int r, int s) {
+  return sizeof(Place) == 1 ? Place(r * int(problem.s) + s) : Place(h * int(problem.w) + w);
+}
+template <class Place>
+constexpr Place kNowhere = sizeof(Place) == 1 ? Place(255) : Place(0x80000000u);  // what no window's winner is
+
+template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kCells, int kOdd,
+          class Place>
+__global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
+    dgrad_window(const T* __restrict__ dy, const Place* __restrict__ argmax, T* __restrict__ dx,
+                 Pool2dProblem problem, Items items) {
+  const uint32_t item = item_of_thread<kThreads>();
+  if (item >= items.count) return;
+  constexpr bool kPair = kLayout == kNchw && kElements == 2;
+  constexpr int kPixels = kPair ? 2 : 1, kVector = kElements / kPixels, kRows = kStride * kCells;
+  constexpr int kAbove = (kR - 1) / kStride, kBefore = (kS - 1) / kStride;  // earlier windows that reach a cell
+  constexpr int kAfter = kPair ? (kOdd % kStride + 1) / kStride : 0;  // the second pixel may lie in a later one
+  const int w_extent = int(problem.w), inner = inner_extent<kLayout>(problem);
+  const Position at = position(items, item);
+  const int cell = int(problem.pad_top) / kStride + at.group * kCells, h = cell * kStride - int(problem.pad_top);
+  const int w = at.column * kPixels, padded_w = w + int(problem.pad_left), channel = at.vector * kVector;
+  const int q_of_w = padded_w / kStride, phase = kPair ? kOdd % kStride : padded_w % kStride;
+  const int64_t corner = offset_of(at.image, cell - kAbove, q_of_w, items.p, items.q, inner) + channel;
+  const int64_t row_stride = int64_t(items.q) * inner;
+
+  Accumulator<T> sum[kRows][kElements] = {};
+  PYCONV_UNROLL
+  for (int i = 0; i < kAbove + kCells; ++i) {
+    if (!is_inside(cell - kAbove + i, items.p)) continue;
+    PYCONV_UNROLL
+    for (int j = -kBefore; j <= kAfter; ++j) {
+      const int last_s = phase - kStride * j;  // the tap that would lie on the first pixel
+      const bool covers = last_s > -kPixels && last_s < kS && is_inside(q_of_w + j, items.q);
+      // With vectors one window in flight is enough; a branch keeps the compiler from loading more than registers hold.
+      if (kVector > 1 && !covers) continue;
+      const int64_t from = corner + i * row_stride + int64_t(j) * inner;
+      T given[kVector];
+      Place names[kVector];
+      for (auto& name : names) name = kNowhere<Place>;
+      if (covers) {
+        load_all(argmax + from, names);
+        load_all(dy + from, given);
+      }
+      PYCONV_UNROLL
+      for (int a = 0; a < kRows; ++a) {
+        const int r = a + kStride * (kAbove - i);
+        if (r < 0 || r >= kR) continue;
+        PYCONV_UNROLL
+        for (int element = 0; element < kElements; ++element) {
+          const int pixel = element / kVector, lane = element % kVector;
+          if (kPair && !is_inside(last_s + pixel, kS)) continue;
+          const Place name = name_of<Place>(problem, h + a, w + pixel, r, last_s + pixel);
+          if (names[lane] == name) sum[a][element] += widen(given[lane]);
+        }
+      }
+    }
+  }
+  const int64_t to = offset_of(at.image, h, w, int(problem.h), w_extent, inner) + channel;
+  PYCONV_UNROLL
+  for (int a = 0; a < kRows; ++a) {
+    if (!is_inside(h + a, int(problem.h))) continue;
+    T elements[kElements];
+    PYCONV_UNROLL
+    for (int i = 0; i < kElements; ++i) elements[i] = narrow<T>(sum[a][i]);
+    store_all(dx + to + a * int64_t(w_extent) * inner, elements);
+  }
+}
+
+// The windows [begin, end) along one axis that may cover element `at`; with dilation not every one of them does.
+struct Covering {
+  int begin, end;
+};
+PYCONV_DEVICE Covering covering(int at, int pad, int size, int stride, int dilation, int windows) {
+  const int last = at + pad, first = last - (size - 1) * dilation, end = last / stride + 1;
+  return {first > 0 ? (first + stride - 1) / stride : 0, end < windows ? end : windows};
+}
+
+template <class T, int kLayout, int kThreads, int kElements, class Place>
+__global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
+    dgrad_any(const T* __restrict__ dy, const Place* __restrict__ argmax, T* __restrict__ dx,
+              Pool2dProblem problem, Items items) {
+  const uint32_t item = item_of_thread<kThreads>();
+  if (item >= items.count) return;
+  const int inner = inner_extent<kLayout>(problem);
+  const int stride_h = int(problem.stride_h), stride_w = int(problem.stride_w);
+  const int dilation_h = int(problem.dilation_h), dilation_w = int(problem.dilation_w);
+  const Position at = position(items, item);
+  const int h = at.group, w = at.column, channel = at.vector * kElements;
+  const int padded_h = h + int(problem.pad_top), padded_w = w + int(problem.pad_left);
+  const Covering rows = covering(h, int(problem.pad_top), int(problem.r), stride_h, dilation_h, items.p);
+  const Covering columns = covering(w, int(problem.pad_left), int(problem.s), stride_w, dilation_w, items.q);
+
+  Accumulator<T> sum[kElements] = {};
+  for (int p = rows.begin; p < rows.end; ++p) {
+    const int reach_h = padded_h - p * stride_h;
+    if (dilation_h > 1 && reach_h % dilation_h != 0) continue;
+    PYCONV_UNROLL_BY(2)
+    for (int q = columns.begin; q < columns.end; ++q) {
+      const int reach_w = padded_w - q * stride_w;
+      if (dilation_w > 1 && reach_w % dilation_w != 0) continue;
+      const int64_t from = offset_of(at.image, p, q, items.p, items.q, inner) + channel;
+      const Place name = name_of<Place>(problem, h, w, reach_h / dilation_h, reach_w / dilation_w);
+      T given[kElements];
+      Place names[kElements];
+      load_all(argmax + from, names);
+      load_all(dy + from, given);
+      PYCONV_UNROLL
+      for (int i = 0; i < kElements; ++i)
+        if (names[i] == name) sum[i] += widen(given[i]);
+    }
+  }
+  T elements[kElements];
+  PYCONV_UNROLL
+  for (int i = 0; i < kElements; ++i) elements[i] = narrow<T>(sum[i]);
+  store_all(dx + offset_of(at.image, h, w, int(problem.h), int(problem.w), inner) + channel, elements);
+}
+
+}  // namespace pyconv
