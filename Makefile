@@ -1,6 +1,6 @@
 # make train   set up, then train a ConvNet on real images through pyconv's kernels
 # make test    set up, then run the tests
-# The rest: test-all, bench, gpu, lint, format, tables, clean. Set-up is done once and kept in $(VENV).
+# The rest: test-all, bench, gpu, gates, lint, format, tables, clean. Set-up is done once and kept in $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ EXTRAS := train dev $(if $(wildcard /proc/driver/nvidia/version)$(shell command 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find kernels -name '*.cpp' -o -name '*.h')
 CPP_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test test-all bench gpu lint format tables setup clean
+.PHONY: train test test-all bench gpu gates lint format tables setup clean
 
 train: setup
 	@echo "== training (digits by default; another data set: make train ARGS='--data fashion-mnist')"
@@ -55,8 +55,12 @@ format: setup
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP_SOURCES)
 
-tables: setup
+tables: setup gates
 	$(PY) -m pyconv.tables --write
+
+gates: setup
+	@echo "== every CUDA kernel compiled for every architecture, checked, and listed in kernels/RESOURCES.md"
+	$(PY) -m pyconv.gates --write
 
 setup: $(VENV)/.native
 

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(256, kDepthwiseBlocks<T>)
     const int k = gather.filter(channel, j);
     const T* channel_in = image_in + gather.in_channel(k);
     const int taps_r = R ? R : gather.taps_r, taps_s = S ? S : gather.taps_s;
-    PYCONV_UNROLL
+    PYCONV_UNROLL_BY((kDgrad ? 1 : R ? R : 4))  // unrolled, dgrad spills registers
     for (int r = 0; r < taps_r; ++r) {
       const int row_in = gather.rows.input_at(row_out, r);
       if (row_in < 0) continue;
