@@ -4,8 +4,8 @@ Stages, each of which can be left out (``--stages``):
 
 ``tests``      the battery's CUDA lines on the device, and ``tests/test_gpu.py``
 ``sanitizer``  compute-sanitizer's memcheck and racecheck over a subset of the battery
-``bench``      every layer of AlexNet, VGG-16 and ResNet-50, MobileNetV2's depthwise layers and the pools, ours
-               against cuDNN through torch (``cudnn.benchmark=True``), dtype and TF32 alike on both sides
+``bench``      every layer of AlexNet, VGG-16 and ResNet-50, MobileNetV2's depthwise layers and the pools,
+               ours against cuDNN through torch (``cudnn.benchmark=True``), dtype and TF32 alike on both sides
 ``calls``      microseconds of the host for one call
 
 The result goes to ``bench/results/<device>.json``, with the same as Markdown beside it. It is written anew
