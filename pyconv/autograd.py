@@ -135,28 +135,31 @@ class _BiasGradient(Function):
         return ctx.form("bgrad", ddy)  # type: ignore[no-any-return]
 
 
-class _MaxPool(Function):
-    """``y, argmax = max_pool(x)``."""
+def _max_pool_function(dgrad: str, gather: str) -> type[Function]:
+    class MaxPool(Function):
+        """``y, argmax = max_pool(x)``."""
 
-    @staticmethod
-    def forward(ctx: Any, form: Form, run: Callable[..., Any], x: Tensor) -> tuple[Tensor, Tensor]:
-        y, argmax = run(x)
-        ctx.form = form
-        ctx.save_for_backward(argmax)
-        ctx.save_for_forward(argmax)
-        ctx.mark_non_differentiable(argmax)
-        ctx.set_materialize_grads(False)
-        return y, argmax
+        @staticmethod
+        def forward(ctx: Any, form: Form, run: Callable[..., Any], x: Tensor) -> tuple[Tensor, Tensor]:
+            y, argmax = run(x)
+            ctx.form = form
+            ctx.save_for_backward(argmax)
+            ctx.save_for_forward(argmax)
+            ctx.mark_non_differentiable(argmax)
+            ctx.set_materialize_grads(False)
+            return y, argmax
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-        (argmax,) = ctx.saved_tensors
-        return None, None, None if grad is None else ctx.form("dgrad", grad, argmax)
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+            (argmax,) = ctx.saved_tensors
+            return None, None, None if grad is None else ctx.form(dgrad, grad, argmax)
 
-    @staticmethod
-    def jvp(ctx: Any, _form: None, _run: None, dx: Tensor) -> tuple[Tensor, None]:
-        (argmax,) = ctx.saved_tensors
-        return ctx.form("gather", dx, argmax), None
+        @staticmethod
+        def jvp(ctx: Any, _form: None, _run: None, dx: Tensor) -> tuple[Tensor, None]:
+            (argmax,) = ctx.saved_tensors
+            return ctx.form(gather, dx, argmax), None
+
+    return _named(MaxPool, "MaxPool2d")
 
 
 def _linear_function(pass_: str, transpose: str) -> type[Function]:
@@ -181,7 +184,7 @@ def _linear_function(pass_: str, transpose: str) -> type[Function]:
             (argmax,) = ctx.saved_tensors
             return ctx.form(pass_, da, argmax)  # type: ignore[no-any-return]
 
-    return _named(ByArgmax, f"MaxPool2d{pass_.capitalize()}")
+    return _named(ByArgmax, f"MaxPool2d{pass_.removesuffix('_tap').capitalize()}")
 
 
 def _single_level(function: type[Function]) -> Callable[..., Any]:
@@ -193,9 +196,12 @@ def _single_level(function: type[Function]) -> Callable[..., Any]:
 CONV2D_FUNCTIONS = {pass_: _single_level(_pass_function(pass_)) for pass_ in _SLOTS}
 CONV2D_FUNCTIONS["bgrad"] = _single_level(_BiasGradient)
 POOL2D_FUNCTIONS = {
-    "fprop_argmax": _single_level(_MaxPool),
+    "fprop_argmax": _single_level(_max_pool_function("dgrad", "gather")),
     "dgrad": _single_level(_linear_function("dgrad", "gather")),
     "gather": _single_level(_linear_function("gather", "dgrad")),
+    "fprop_tap": _single_level(_max_pool_function("dgrad_tap", "gather_tap")),
+    "dgrad_tap": _single_level(_linear_function("dgrad_tap", "gather_tap")),
+    "gather_tap": _single_level(_linear_function("gather_tap", "dgrad_tap")),
 }
 
 
@@ -211,7 +217,7 @@ def is_differentiated(*tensors: Any) -> bool:
     return forward_ad._current_level >= 0
 
 
-_FORWARD = ("fprop", "fprop_argmax")
+_FORWARD = ("fprop", "fprop_argmax", "fprop_tap")
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
@@ -291,9 +297,22 @@ class Pool2dRegistered:
     def __call__(self, pass_: str, *tensors: Tensor | None) -> Any:
         if pass_ == "fprop_argmax":
             return torch.ops.pyconv.max_pool2d_argmax.auto(*tensors, *self.rest)
+        if pass_.endswith("_tap"):  # which only a form over a plan's kernels begins with
+            operand, taps = tensors
+            return self(pass_.removesuffix("_tap"), operand, self._places(taps))
         if pass_ == "dgrad":
             return torch.ops.pyconv.max_pool2d_dgrad.auto(*tensors, self.input_size, *self.rest)
         return torch.ops.pyconv.max_pool2d_gather.auto(*tensors, *self.rest)
+
+    def _places(self, taps: Any) -> Tensor:
+        """The place ``h * w_extent + w`` in the plane of each tap ``r * s_extent + s`` of its window."""
+        (_, s_extent), (stride_h, stride_w), (top, _, left, _), (dilation_h, dilation_w), *_ = self.rest
+        p = torch.arange(taps.shape[2], device=taps.device).unsqueeze(1)
+        q = torch.arange(taps.shape[3], device=taps.device)
+        h = p * stride_h - top + taps // s_extent * dilation_h
+        w = q * stride_w - left + taps % s_extent * dilation_w
+        nothing = taps == 255  # windows that cover no place
+        return (h * self.input_size[1] + w).masked_fill(nothing, -1).to(torch.int32)
 
 
 def _conv2d_form(pass_: str, tensors: tuple[Any, ...], static: tuple[Any, ...]) -> Form:

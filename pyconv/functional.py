@@ -302,7 +302,7 @@ def _run_pool(form: Eager, x: Tensor, return_indices: bool) -> Any:
         y, argmax = form("fprop_argmax", x)
         return y, argmax.long()
     if is_differentiated(x):
-        return form("fprop_argmax", x)[0]
+        return form(form.plan.argmax_pass, x)[0]
     return form.plan.launch("fprop", x)
 
 

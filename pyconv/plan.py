@@ -7,7 +7,7 @@ all. Plans are remembered, since building one costs more than a small convolutio
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class Plan:
             with torch.profiler.record_function(f"pyconv:{self.kernels[pass_].id}"):
                 return bound(*tensors)
         return bound(*tensors)
+
+    @cached_property
+    def argmax_pass(self) -> str:
+        """See :func:`pyconv.selection.argmax_pass`."""
+        return selection.argmax_pass(self.problem, self.device_type, self._in_force)
 
     def _bind(self, pass_: str) -> Callable[..., Any]:
         # What was in force for the call that made the plan: a backward outside a `use` block, or in a thread

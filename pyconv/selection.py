@@ -116,6 +116,8 @@ _NATIVE = {"cpu": "cpu", "cuda": "cuda"}
 
 Preference = list[tuple[str, str]]
 
+_ASKED = "asked for by"
+
 
 def _preference(problem: Problem, pass_: str, backend: str, tf32: bool) -> Preference:
     """A backend's algorithms in the order of expected speed, each with the reason."""
@@ -175,7 +177,7 @@ def choices(
         if kernel is chosen
         else Choice(kernel, False, f"not able: {why_not[kernel.id]}")
         if why_not[kernel.id]
-        else Choice(kernel, False, _why_not_chosen(kernel, chosen, device_type))
+        else Choice(kernel, False, _why_not_chosen(kernel, chosen, reason, device_type))
         for kernel in lines
     ]
 
@@ -206,7 +208,7 @@ def _choose(
     for name in in_force.names:
         for kernel in ordered:
             if _matches(kernel, name):
-                return kernel, f"asked for by {name!r}"
+                return kernel, f"{_ASKED} {name!r}"
     for kernel in ordered:
         if kernel.backend == native:
             return kernel, reasons.get((kernel.backend, kernel.algorithm), unranked)[1]
@@ -216,7 +218,9 @@ def _choose(
     return None, "nothing supports the problem"
 
 
-def _why_not_chosen(kernel: Kernel, chosen: Kernel | None, device_type: str) -> str:
+def _why_not_chosen(kernel: Kernel, chosen: Kernel | None, reason: str, device_type: str) -> str:
+    if chosen is not None and reason.startswith(_ASKED):
+        return f"not chosen: {chosen.id} is {reason}"
     if kernel.backend == "aten":
         return "not chosen: torch's own kernel, the last resort"
     if kernel.backend != _NATIVE.get(device_type):
@@ -241,6 +245,22 @@ def select(problem: Problem, pass_: str, device_type: str = "cpu") -> Kernel:
         RuntimeError: with every line's reason, if none can do it.
     """
     return _select(problem, pass_, device_type, settings(problem, device_type))
+
+
+def argmax_pass(problem: Problem, device_type: str, in_force: Settings) -> str:
+    """The forward pass of a max-pooling that is to be differentiated.
+
+    ``fprop_tap``, whose argmax is one byte instead of four, where that pass and its derivatives are chosen as
+    ``fprop_argmax`` is: from the same backend, and by name if that is.
+    """
+
+    def choice(pass_: str) -> tuple[str, bool] | None:
+        lines = choices(problem, pass_, device_type, in_force)
+        chosen = next((each for each in lines if each.chosen), None)
+        return (chosen.kernel.backend, _ASKED in chosen.reason) if chosen else None
+
+    by_tap = {choice(pass_) for pass_ in ("fprop_tap", "dgrad_tap", "gather_tap")}
+    return "fprop_tap" if by_tap == {choice("fprop_argmax")} != {None} else "fprop_argmax"
 
 
 def forget() -> None:

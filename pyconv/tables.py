@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyconv import functional, nn
+from pyconv.plan import plan_for
 from pyconv.problem import Problem
 from pyconv.registry import Kernel, kernels
 from pyconv.selection import select
@@ -88,7 +89,9 @@ def kernels_of(module: torch.nn.Module, example: Tensor) -> list[LayerKernel]:
                 passes += ["bgrad"] if layer.bias is not None else []
             else:
                 assert isinstance(layer, nn.MaxPool2d)
-                problem, passes = functional.max_pool2d_problem(layer, x), ["fprop_argmax", "dgrad"]
+                problem = functional.max_pool2d_problem(layer, x)
+                forward = plan_for(problem, x.device.type).argmax_pass
+                passes = [forward, "dgrad_tap" if forward == "fprop_tap" else "dgrad"]
             for pass_ in passes:
                 kernel = select(problem, pass_, x.device.type)
                 rows.append(LayerKernel(name, str(problem), pass_, kernel.id))

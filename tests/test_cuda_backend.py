@@ -371,6 +371,45 @@ def test_the_environment_asks_for_emulation() -> None:
     assert run("yes") == "PYCONV_EMULATE is 'yes'; accepted: checked, plain\nNone\n"
 
 
+# ---- An argmax of one byte ----
+
+
+def _argmax_of(x: torch.Tensor, window: int = 3, pad: int = 1) -> torch.dtype:
+    y = pyconv.max_pool2d(x, window, 2, pad)
+    (argmax,) = y.grad_fn.saved_tensors  # type: ignore[union-attr]
+    return argmax.dtype  # type: ignore[no-any-return]
+
+
+def test_a_pooling_to_be_differentiated_keeps_a_byte_a_window_where_that_is_asked_for(emulated: None) -> None:
+    x = torch.randn(2, 3, 9, 8, requires_grad=True)
+    assert _argmax_of(x) == torch.int32, "the CPU's kernels keep places"
+    with pyconv.use("cuda"):
+        assert _argmax_of(x) == torch.uint8
+        assert _argmax_of(x, 20, 10) == torch.int32, "a window of more than 255 taps"
+    for name in ("aten", "maxpool2d.fprop_argmax.direct@cuda"):
+        with pyconv.use(name):
+            assert _argmax_of(x) == torch.int32, name
+    with pyconv.use("cuda"):
+        y, places = pyconv.max_pool2d(x, 3, 2, 1, return_indices=True)
+    want = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert torch.equal(y, want[0])
+    assert torch.equal(places, want[1])
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_derivatives_by_tap_of_every_order(emulated: None, dilation: int) -> None:
+    x = torch.randn(2, 2, 7, 6, dtype=torch.float64, requires_grad=True)
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        return pyconv.max_pool2d(x, 3, (2, 1), 1, dilation)  # type: ignore[no-any-return]
+
+    with pyconv.use("cuda"):
+        assert pool(x).grad_fn.saved_tensors[0].dtype == torch.uint8  # type: ignore[union-attr]
+        # Batched gradients come in disguise, and go to the registered operators, which know places only.
+        assert torch.autograd.gradcheck(pool, x, check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(pool, x)
+
+
 # ---- torch's TF32 switch ----
 
 

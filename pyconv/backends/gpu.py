@@ -109,7 +109,8 @@ class Gpu:
         with _relaxed_capture(), self._active():
             self._context: int = driver.ctxGetCurrent()
         self._functions: dict[tuple[str, str], int] = {}
-        self._shared_bytes: dict[int, int] = {}  # of a function: what it has been allowed
+        self._names: dict[int, str] = {}  # of functions, for errors
+        self._shared_bytes: dict[int, int] = {}  # of functions: what they have been allowed
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
@@ -128,15 +129,23 @@ class Gpu:
             key = (step.source, step.kernel)
             function = self._functions.get(key)
             if function is None:
-                image = compile_for(step, self.architecture)
-                with _relaxed_capture(), self._active():
-                    # Never unloaded: when Python ends, the driver may be gone before its objects.
-                    module = self._driver.moduleLoadData(image.code)
-                    function = self._driver.moduleGetFunction(module, image.entry)
-                self._functions[key] = function
+                function = self._functions[key] = self._load(compile_for(step, self.architecture), step)
+                self._names[function] = step.kernel
             if step.shared_bytes > self._shared_bytes.get(function, 0):
                 self._allow_shared(function, step)
             return (function, *step.grid, *step.block, step.shared_bytes)
+
+    def _load(self, image: nvrtc.Image, step: Step) -> int:
+        try:
+            with _relaxed_capture(), self._active():
+                # Never unloaded: when Python ends, the driver may be gone before its objects.
+                module = self._driver.moduleLoadData(image.code)
+                return int(self._driver.moduleGetFunction(module, image.entry))
+        except self._driver.CUDADriverError as error:
+            raise RuntimeError(
+                f"pyconv: cuda:{self.index} does not load {step.kernel}, compiled for {self.architecture}: "
+                f"{error}"
+            ) from error
 
     def _allow_shared(self, function: int, step: Step) -> None:
         """A block has 48 KB unless its function asks for more."""
@@ -163,6 +172,12 @@ class Gpu:
         try:
             for launch, parameters in zip(launches, frame.parameters, strict=True):
                 driver.launchKernel(*launch, stream, parameters, 0)
+        except driver.CUDADriverError as error:
+            function, *shape = launch
+            raise RuntimeError(
+                f"pyconv: cuda:{self.index} does not launch {self._names[function]} with grid, block and "
+                f"shared memory {shape}: {error}"
+            ) from error
         finally:
             if before != context:
                 driver.ctxSetCurrent(before)
