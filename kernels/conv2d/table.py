@@ -5,7 +5,13 @@ example to read first); a new one is added to ``_CUDA`` here. ``pyconv kernels``
 within a pass in the order of this file.
 """
 
-from pyconv.kernels.conv2d import bgrad_launch, depthwise_launch, direct_naive_launch, direct_tiled_launch
+from pyconv.kernels.conv2d import (
+    bgrad_launch,
+    depthwise_launch,
+    direct_naive_launch,
+    direct_tiled_launch,
+    im2col_gemm_launch,
+)
 from pyconv.kernels.conv2d.restrictions import depthwise_only, row_fits_int32, torch_takes
 
 from pyconv.problem import CONV2D_PASSES
@@ -61,6 +67,7 @@ _CUDA = [
     *direct_naive_launch.KERNELS,
     *direct_tiled_launch.KERNELS,
     *depthwise_launch.KERNELS,
+    *im2col_gemm_launch.KERNELS,
     *bgrad_launch.KERNELS,
 ]
 

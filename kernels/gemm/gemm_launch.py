@@ -105,10 +105,10 @@ class Product:
         """``GemmProblem`` of ``operands.h``."""
 
         def layout(matrix: Matrix, extent: int) -> CMatrixLayout:
-            segment = extent if matrix.segment is None else matrix.segment
+            in_pieces = matrix.segment is not None and matrix.segment < extent
+            segment = max(1, matrix.segment or 1) if in_pieces else MOST
             return CMatrixLayout(
-                matrix.offset, matrix.batch_stride, matrix.line_stride, matrix.segment_stride,
-                max(1, segment), extent,
+                matrix.offset, matrix.batch_stride, matrix.line_stride, matrix.segment_stride, segment, extent
             )  # fmt: skip
 
         a, b, c = (

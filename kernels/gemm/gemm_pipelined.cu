@@ -92,7 +92,7 @@ PYCONV_DEVICE void store_tile(const GemmProblem& problem, const T* bias, T* c, c
       if (m < problem.gemm_m)
         store_row<V>(problem, bias, m, n, &sum[i][half * V], add, whole, c + line_offset(problem.c, m));
     }
-    keep_order();
+    if (i % 2 == 1) keep_order();
   }
 }
 

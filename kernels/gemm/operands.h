@@ -16,8 +16,8 @@
 //   offset + batch*batch_stride + line*line_stride + place / segment * segment_stride + place % segment
 //
 // A line is cut into segments so that a tensor of images can be an operand in place: the k x npq matrix of an nchw
-// y[n][k][p][q] has lines of n segments of pq elements, segment_stride = k*pq apart. A line in one piece has
-// segment >= its places, and any segment_stride.
+// y[n][k][p][q] has lines of n segments of pq elements, segment_stride = k*pq apart. A line in one piece has the
+// largest int as its segment, so that places past its end, which a kernel masks, are still where they seem to be.
 //
 // Blocks of a grid are flat: gemm_block() says which tile blockIdx.x has. A kernel takes, in this order,
 //
@@ -133,12 +133,12 @@ PYCONV_DEVICE int recomputed(int value) {
 }
 
 // Terms that are added one after the other. The rounding error of a sum grows with the length of its chain: a
-// longer one is cut, and C, which lies in the L2 cache, holds the total. At 512 that costs 1 byte of L2 traffic
-// for 128 flops of a 128 x 128 tile, a quarter of what the tiles of A and B cost; and the error stays within twice
-// that of the CPU's libraries, which cut theirs too. Sums of 16-bit elements stay in one chain: C could not hold a
-// total, and its own rounding is 2^13 times that of the chain's float.
+// longer one is cut, and C, which lies in the L2 cache, holds the total. That keeps the error within twice that of
+// the CPU's libraries, which cut theirs too, and at 256 costs 1 byte of L2 traffic for 64 flops of a 128 x 128 tile,
+// half of what its tiles of A and B cost. Sums of 16-bit elements that go straight to C stay in one chain: C could
+// not hold a total, and its own rounding is 2^13 times that of the chain's float.
 template <class C>
-constexpr int kChain = sizeof(C) >= 4 ? 512 : 0x7fffffff;
+constexpr int kChain = sizeof(C) >= 4 ? 256 : 0x7fffffff;
 
 // The end of the chain that begins at k.
 template <class C>
