@@ -17,8 +17,8 @@
 // 32-bit elements (tf32) can be loaded too, as pairs of halves: a row is then 4 elements, and lane i receives
 // element (i / 4, i mod 4). Only the plain form makes sense for them: transposing would tear the halves apart.
 //
-// Cost: a matrix is 128 bytes, one pass over the 32 banks if its 8 rows lie in different banks, that is if the row
-// addresses differ in bits 4 to 6. Rows 128 bytes apart do not: that is why tiles are padded or swizzled.
+// Cost: a matrix is 128 bytes, one pass over the 32 banks if its 8 rows lie in different banks, that is if the
+// row addresses differ in bits 4 to 6. Rows 128 bytes apart do not: that is why tiles are padded or swizzled.
 #pragma once
 #include "common/cp_async.h"
 

@@ -83,7 +83,8 @@ struct Tf32Element {
   static float of(uint32_t word, int) { return float_of_bits(word & ~0x1fffu); }
 };
 
-// All three shapes of 16 x 8 sums. A register holds PER_REGISTER elements, and a quadrant is 4 lanes of them wide.
+// All three shapes of 16 x 8 sums. A register holds PER_REGISTER elements, and a quadrant is 4 lanes of them
+// wide.
 template <class Element, int PER_REGISTER>
 PYCONV_EMULATED_MODEL inline void mma_m16n8(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr int kQuadrant = 4 * PER_REGISTER, kDepth = 2 * kQuadrant;
