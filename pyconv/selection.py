@@ -138,9 +138,11 @@ def _cpu_preference(problem: Conv2dProblem, pass_: str) -> Preference:
 
 def _cuda_preference(problem: Conv2dProblem, tf32: bool) -> Preference:
     # From what the kernels are made for; not measured yet.
-    order = [
-        ("depthwise", "depthwise: a channel's products are its own, so memory is the limit (not measured)")
-    ]
+    order: Preference = []
+    if problem.groups > 1:
+        order.append(
+            ("depthwise", "depthwise: channels share nothing, so memory is the limit (not measured)")
+        )
     if problem.c <= 4:
         order.append(("direct_stem", "few channels: the filters fit a block's registers (not measured)"))
     if tf32 or problem.dtype in ("f16", "bf16"):
