@@ -145,11 +145,15 @@ def _cuda_preference(problem: Conv2dProblem, tf32: bool) -> Preference:
         )
     if problem.c <= 4:
         order.append(("direct_stem", "few channels: the filters fit a block's registers (not measured)"))
-    if tf32 or problem.dtype in ("f16", "bf16"):
+    if tf32:
+        order.append(("im2col_gemm_tf32", "tensor cores, and torch allows TF32 (not measured)"))
+    if problem.dtype in ("f16", "bf16"):
         order.append(("im2col_gemm_tensor", "tensor cores (not measured)"))
+    order.append(("im2col_gemm_pipelined", "tiles in registers, loads ahead of their use (not measured)"))
+    if problem.dtype == "f64":
+        order.append(("im2col_gemm_tensor", "tensor cores of double, which few devices have (not measured)"))
     return [
         *order,
-        ("im2col_gemm_pipelined", "tiles in registers, loads ahead of their use (not measured)"),
         ("im2col_gemm_register", "tiles in registers (not measured)"),
         ("direct_tiled", "tiles in shared memory (not measured)"),
         ("im2col_gemm_tiled", "tiles in shared memory, after im2col (not measured)"),
