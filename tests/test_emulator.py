@@ -1,13 +1,12 @@
-"""The emulator finds what is wrong with a kernel, at its line, in every order of threads, and nothing else."""
+"""The emulator finds what is wrong with a kernel at its line, in every order of threads, and nothing else."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
-import subprocess
-import sys
+import signal
 import threading
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from pyconv.backends import emulator_build
-from pyconv.backends.emulator import ORDERS, Buffer, Emulator, EmulatorError, Session, unavailable
+from pyconv.backends.emulator import Emulator, EmulatorError, unavailable
+from tests.emulated import CHECKED, SOURCES, everywhere, function, packed, read, written
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=f"emulator: {unavailable()}")
-
-SOURCES = Path(__file__).parent / "emulator"
-CHECKED = [Emulator(checked=True, order=order, seed=3) for order in ORDERS]
-EVERY = [*CHECKED, *(Emulator(order=order, seed=3) for order in ORDERS)]
-
-
-def packed(*arguments: Any) -> Any:
-    """``void*`` to each argument; a tensor stands for its pointer."""
-    values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments]
-    pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    pointers.values = values  # kept alive
-    return pointers
-
-
-def buffer(name: str, tensor: torch.Tensor, initialised: bool, writable: bool) -> Buffer:
-    return Buffer(name, tensor.data_ptr(), tensor.nbytes, initialised, writable)
-
-
-def read(tensor: torch.Tensor, name: str = "x") -> Buffer:
-    return buffer(name, tensor, initialised=True, writable=False)
-
-
-def written(tensor: torch.Tensor, name: str = "y") -> Buffer:
-    return buffer(name, tensor, initialised=False, writable=True)
 
 
 # ---- what must be found
@@ -79,12 +54,12 @@ def run_bug(emulator: Emulator, file: str, kernel: str) -> EmulatorError:
 def test_a_bug_is_found_at_its_line_in_every_order(file: str, kernel: str) -> None:
     lines = expected(file)[kernel]
     main_kind = next(iter(lines.values()))[0]
-    for emulator in CHECKED:
-        error = run_bug(emulator, file, kernel)
-        assert main_kind in {finding.kind for finding in error.findings}, (emulator, str(error))
+    for how in CHECKED:
+        error = run_bug(how, file, kernel)
+        assert main_kind in {finding.kind for finding in error.findings}, (how, str(error))
         for finding in error.findings:
-            assert finding.kind in lines.get(finding.where, ()), (emulator, str(finding))
-            assert not finding.other or finding.other in lines, (emulator, str(finding))
+            assert finding.kind in lines.get(finding.where, ()), (how, str(finding))
+            assert not finding.other or finding.other in lines, (how, str(finding))
             assert re.search(r"block \(\d+,0,0\), thread \(\d+,0,0\)", finding.message)
         assert str(error).startswith(f"{kernel}: {len(error.findings)} finding")
 
@@ -113,42 +88,66 @@ def test_the_plain_build_finds_what_needs_no_hooks(file: str, kernel: str, kind:
     assert all(finding.where in expected(file)[kernel] for finding in findings)
 
 
-# ---- what must not be found
+def test_ctrl_c_tells_where_a_kernel_hangs(tmp_path: Path) -> None:
+    (tmp_path / "hangs.cu").write_text(
+        '#include "common/cuda.h"\nnamespace pyconv {\n__global__ void hangs(volatile int* y) {\n'
+        "  y[0] = 0;\n  while (y[0] == 0)\n    ;\n}\n}\n"
+    )
+    y = torch.empty(1, dtype=torch.int32)
+    hangs = Emulator().function(str(tmp_path / "hangs.cu"), "hangs")
+    alarm = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    alarm.start()
+    with pytest.raises(
+        KeyboardInterrupt, match=r"hangs: interrupted at .*/hangs.cu:[56]: the kernel was running"
+    ):
+        Emulator().launch(hangs, (1, 1, 1), (32, 1, 1), 0, packed(y), [written(y)])
+    alarm.join()
 
 
-def function(emulator: Emulator, kernel: str) -> Any:
-    return emulator.function(str(SOURCES / "clean.cu"), kernel)
-
-
-everywhere = pytest.mark.parametrize(
-    "emulator", EVERY, ids=[f"{'checked' if e.checked else 'plain'}-{e.order}" for e in EVERY]
-)
+def test_tensors_side_by_side_are_told_apart() -> None:
+    storage = torch.arange(2048.0)
+    x, y = storage[:1024], storage[1024:]
+    reads = CHECKED[0].function(str(SOURCES / "memory.cu"), "reads_past_the_input")
+    with pytest.raises(EmulatorError, match="read of 4 bytes at `x` \\+4096, which has 4096 bytes"):
+        CHECKED[0].launch(reads, (4, 1, 1), (64, 1, 1), 0, packed(x, y), [read(x), written(y)])
 
 
 @everywhere
-def test_clean_tile_with_ragged_edges(emulator: Emulator) -> None:
-    n = 19
-    x, y = torch.randn(n, n), torch.empty(n, n)
-    transpose = function(emulator, "transpose<8>")
-    emulator.launch(transpose, (3, 3, 1), (8, 8, 1), 0, packed(x, y, ctypes.c_int(n)), [read(x), written(y)])
-    assert torch.equal(y, x.T)
-
-
-@everywhere
-def test_clean_shuffles(emulator: Emulator) -> None:
-    x, y = torch.randint(-9, 9, (3, 333)).float(), torch.empty(3)
+def test_the_emulator_is_usable_after_an_error(emulator: Emulator) -> None:
+    x, y = torch.randint(-9, 9, (1, 333)).float(), torch.empty(1)
     row_sum = function(emulator, "row_sum<96>")
-    emulator.launch(row_sum, (3, 1, 1), (96, 1, 1), 0, packed(x, y, ctypes.c_int(333)), [read(x), written(y)])
-    assert torch.equal(y, x.sum(1))
+    for kernel in ("traps", "early_return", "shuffle_in_a_branch"):
+        run_bug(emulator, "barriers.cu", kernel)
+        y.zero_()
+        parameters = packed(x, y, ctypes.c_int(333))
+        emulator.launch(row_sum, (1, 1, 1), (96, 1, 1), 0, parameters, [read(x), written(y)])
+        assert y.item() == x.sum().item()
 
 
-@everywhere
-@pytest.mark.parametrize("stages", [2, 3])
-def test_clean_pipeline_of_asynchronous_copies(emulator: Emulator, stages: int) -> None:
-    n = 1000 - 3  # the last copy is cut short, those after it are empty
-    x, y = torch.randint(-9, 9, (n,)).float(), torch.empty(64)
-    pipeline = function(emulator, f"pipeline<{stages}>")
-    parameters = packed(x, y, ctypes.c_int(n))
-    emulator.launch(pipeline, (1, 1, 1), (64, 1, 1), stages * 1024, parameters, [read(x), written(y)])
-    tiles = torch.nn.functional.pad(x, (0, 1024 - n)).view(4, 256)
-    assert torch.equal(y, tiles.sum(0).flip(0)[:64])
+@pytest.mark.parametrize(
+    ("grid", "block", "shared_bytes", "message"),
+    [
+        (
+            (1, 1, 1),
+            (1025, 1, 1),
+            0,
+            r"launch: block \(1025,1,1\): it has 1 to 1024 threads, at most 64 along z",
+        ),
+        ((1, 1, 1), (8, 8, 65), 0, "launch: block"),
+        ((1, 1, 1), (0, 1, 1), 0, "launch: block"),
+        ((1, 65536, 1), (32, 1, 1), 0, r"launch: grid \(1,65536,1\)"),
+        ((0, 1, 1), (32, 1, 1), 0, "launch: grid"),
+        ((1, 1, 1), (64, 1, 1), 227 * 1024 + 1, "shared memory: 232449 bytes dynamic: a block has 232448"),
+        ((1, 1, 1), (64, 1, 1), 227 * 1024, "shared memory: 256 bytes of arrays and 232448 bytes dynamic"),
+    ],
+)
+def test_a_launch_that_no_gpu_would_take(grid: Any, block: Any, shared_bytes: int, message: str) -> None:
+    x, y = torch.arange(1024.0), torch.empty(1024)
+    kernel = Emulator().function(str(SOURCES / "memory.cu"), "past_a_shared_array")
+    with pytest.raises(EmulatorError, match=message):
+        Emulator().launch(kernel, grid, block, shared_bytes, packed(x, y), [read(x), written(y)])
+
+
+def test_an_order_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="order 'sideways'; accepted: forward, reverse, random"):
+        Emulator(order="sideways")

@@ -7,7 +7,7 @@
 #define blockDim (::pyconv::emulator::block_extent())
 #define gridDim (::pyconv::emulator::grid_extent())
 
-inline void __syncthreads() { ::pyconv::emulator::sync_block(); }
+inline void __syncthreads(int line = __builtin_LINE()) { ::pyconv::emulator::sync_block(line); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { ::pyconv::emulator::sync_warp(mask); }
 inline void __threadfence() {}  // memory is always coherent here
 inline void __threadfence_block() {}

@@ -35,7 +35,7 @@ __attribute__((const)) uint3 block_extent() noexcept;
 __attribute__((const)) uint3 grid_extent() noexcept;
 __attribute__((const)) int lane() noexcept;  // 0..31, of this thread in its warp
 
-void sync_block();
+void sync_block(int line);  // of the source: tells barriers apart when the compiler has merged their code
 void sync_warp(unsigned mask);
 
 // ---- shared memory

@@ -1,5 +1,7 @@
 // What the compiler calls in a kernel of the checked build: ThreadSanitizer's hooks before loads and stores, and
 // UndefinedBehaviorSanitizer's after a failed check. Both runtimes are ours: no library of theirs is linked.
+#include <cstring>
+
 #include "emulator/runtime.h"
 
 namespace pyconv {
@@ -38,6 +40,21 @@ PYCONV_EXPORT void __tsan_read_range(void* at, size_t bytes) {
 }
 PYCONV_EXPORT void __tsan_write_range(void* at, size_t bytes) {
   check_access(at, bytes, Access::kWrite, PYCONV_WHERE);
+}
+// Clang's, for copies of structs and arrays.
+PYCONV_EXPORT void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  check_access(from, bytes, Access::kRead, PYCONV_WHERE);
+  check_access(to, bytes, Access::kWrite, PYCONV_WHERE);
+  return memmove(to, from, bytes);
+}
+PYCONV_EXPORT void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+  check_access(from, bytes, Access::kRead, PYCONV_WHERE);
+  check_access(to, bytes, Access::kWrite, PYCONV_WHERE);
+  return memmove(to, from, bytes);
+}
+PYCONV_EXPORT void* __tsan_memset(void* to, int value, size_t bytes) {
+  check_access(to, bytes, Access::kWrite, PYCONV_WHERE);
+  return memset(to, value, bytes);
 }
 PYCONV_EXPORT void __tsan_init() {}
 PYCONV_EXPORT void __tsan_func_entry(void*) {}

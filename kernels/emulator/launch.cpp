@@ -132,7 +132,8 @@ static void find_code(const void* run) {
   dl_iterate_phdr(look, const_cast<void*>(run));
 }
 
-// A copy of the parameters, as a GPU has in constant memory.
+// A copy of the parameters, as a GPU has in constant memory, with pointers to the buffers that kernels are to use. A
+// word that happens to look like one of these addresses is replaced too: they are far from any size or number.
 static bool take_parameters(const Request& request) {
   size_t used = 0;
   for (int i = 0; i < request.signature->count; ++i) {
@@ -143,6 +144,9 @@ static bool take_parameters(const Request& request) {
     }
     launch.parameters[i] = launch.parameter_memory + place;
     memcpy(launch.parameters[i], request.parameters[i], bytes);
+    for (size_t word = place; word + sizeof(char*) <= place + bytes; word += sizeof(char*)) {
+      session.relocate(*reinterpret_cast<char**>(launch.parameter_memory + word));
+    }
     used = place + bytes;
   }
   return true;

@@ -22,22 +22,54 @@ struct Buffer {
   bool initialised, writable;
 };
 
-extern "C" PYCONV_EXPORT void pyconv_emulator_begin(const Buffer* buffers, int count) {
+// Memory for copies of the buffers, with room between them.
+static constexpr size_t kGap = 64 * 1024, kAlignment = 256;  // as cudaMalloc aligns
+
+static char* copies(size_t bytes) {
+  static char* memory = nullptr;
+  static size_t capacity = 0;
+  if (bytes > capacity) {
+    if (memory) munmap(memory, capacity);
+    capacity = bytes * 2;
+    memory = static_cast<char*>(
+        mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  }
+  return memory;
+}
+
+static size_t room_of(size_t bytes) { return (bytes + kGap + kAlignment - 1) / kAlignment * kAlignment; }
+
+extern "C" PYCONV_EXPORT void pyconv_emulator_begin(const Buffer* buffers, int count, bool checked) {
   session.first_phase = ++launch.phase;
   session.count = session.recent = 0;
+  size_t total = kGap;
+  for (int i = 0; i < count; ++i) total += room_of(buffers[i].bytes);
+  char* place = checked ? copies(total) + kGap : nullptr;
   for (int i = 0; i < count; ++i) {
     const Buffer& buffer = buffers[i];
     if (!buffer.bytes) continue;
     if (session.buffers.size() == session.count) session.buffers.emplace_back();
     Region& region = session.buffers[session.count++];
-    region.begin = buffer.pointer, region.bytes = buffer.bytes, region.name = buffer.name;
+    region.begin = checked ? place : buffer.pointer;
+    region.caller_begin = buffer.pointer, region.bytes = buffer.bytes, region.name = buffer.name;
     region.initialised = buffer.initialised, region.writable = buffer.writable;
     region.shadow.begin(buffer.bytes);
-    if (!buffer.initialised) memset(buffer.pointer, 0xFF, buffer.bytes);
+    if (!buffer.initialised) {
+      memset(region.begin, 0xFF, buffer.bytes);
+    } else if (checked) {
+      memcpy(region.begin, buffer.pointer, buffer.bytes);
+    }
+    place += room_of(buffer.bytes);
   }
 }
 
 extern "C" PYCONV_EXPORT void pyconv_emulator_end() {
+  for (size_t i = 0; i < session.count; ++i) {
+    const Region& region = session.buffers[i];
+    if (region.writable && region.begin != region.caller_begin) {
+      memcpy(region.caller_begin, region.begin, region.bytes);
+    }
+  }
   session.count = 0;
   // Phases are 32 bits: before they could come round, all shadow memory is cleared and they start anew.
   if (launch.phase < 1u << 30) return;
@@ -62,8 +94,8 @@ void begin_shared() {
 static SharedArray& add_array(const void* key, size_t bytes, size_t align, const char* name) {
   SharedMemory& memory = shared_memory;
   if (memory.static_bytes + launch.dynamic_bytes > kSharedLimit || memory.count == kMaxArrays) {
-    find("shared memory", nullptr, nullptr, "%zu bytes in %zu arrays and %zu bytes dynamic: a block has %zu",
-         memory.static_bytes, memory.count, launch.dynamic_bytes, kSharedLimit);
+    find("shared memory", nullptr, nullptr, "%zu bytes of arrays and %zu bytes dynamic: a block has %zu",
+         memory.static_bytes, launch.dynamic_bytes, kSharedLimit);
     abandon();
   }
   // At least kPlace apart, and aligned to no more than the array asks for: a vector access that happens to be

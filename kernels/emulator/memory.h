@@ -8,6 +8,7 @@ namespace emulator {
 struct Region {
   char* begin;
   size_t bytes;
+  char* caller_begin;  // of a buffer: where the caller has it
   const char* name;
   bool initialised, writable;
   Shadow shadow;
@@ -19,6 +20,9 @@ struct Region {
 };
 
 // ---- global memory: what a launch may touch, to the byte
+//
+// In a checked session, kernels work on copies of the buffers that lie far apart, so that an index which leaves one
+// of them does not end in another; what may be written is copied back at the end.
 
 struct Session {
   std::vector<Region> buffers;  // the first `count` are in use; the others keep their shadow memory for the next
@@ -32,6 +36,14 @@ struct Session {
       if (buffers[i].holds(at, bytes)) return recent = i, &buffers[i];
     }
     return nullptr;
+  }
+
+  // Replaces a pointer into the caller's buffers by one into what kernels use.
+  void relocate(char*& pointer) const {
+    for (size_t i = 0; i < count; ++i) {
+      const size_t offset = size_t(pointer - buffers[i].caller_begin);
+      if (offset < buffers[i].bytes) return void(pointer = buffers[i].begin + offset);
+    }
   }
 };
 extern Session session;

@@ -64,10 +64,11 @@ struct Launch {
   uint64_t random;  // state of the generator
 
   int threads, warps;
-  uint32_t ready;             // warps that can go on
-  int current_warp;           // whose lanes are being run
-  int live;                   // threads of the block that have not exited
-  bool abandoned;             // after a finding with which the kernel cannot go on
+  uint32_t ready;    // warps that can go on
+  int current_warp;  // whose lanes are being run
+  int live;          // threads of the block that have not exited
+  bool abandoned;    // after a finding with which the kernel cannot go on
+  int first_line;
   const void* first_barrier;  // of the threads at __syncthreads: where the first of them is
 
   // A phase is what lies between two block barriers; its number is never used again. Everything in one block is

@@ -169,12 +169,19 @@ void abandon() {
   __builtin_unreachable();
 }
 
-PYCONV_EXPORT void sync_block() {
+PYCONV_EXPORT void sync_block(int line) {
   Thread& self = *current;
   Warp& warp = warps[self.warp];
   self.barrier = PYCONV_WHERE;
-  if (!launch.first_barrier) launch.first_barrier = self.barrier;
-  if (self.barrier != launch.first_barrier) {
+  if (!launch.first_barrier) {
+    launch.first_barrier = self.barrier;
+    launch.first_line = line;
+  }
+  if (line != launch.first_line) {
+    find("divergent barrier", self.barrier, nullptr,
+         "__syncthreads() of line %d, while other threads of the block are at that of line %d", line,
+         launch.first_line);
+  } else if (self.barrier != launch.first_barrier) {
     // The compiler may have copied one barrier to two places, so whoever knows the lines has the last word.
     find("divergent barrier", self.barrier, launch.first_barrier,
          "__syncthreads() here, while other threads of the block are at the one at %%W");

@@ -87,7 +87,7 @@ _turn = threading.RLock()
 @cache
 def _runtime() -> ctypes.CDLL:
     runtime = ctypes.CDLL(str(emulator_build.runtime()))
-    runtime.pyconv_emulator_begin.argtypes = (ctypes.c_void_p, ctypes.c_int)
+    runtime.pyconv_emulator_begin.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_bool)
     runtime.pyconv_emulator_launch.argtypes = (ctypes.c_void_p,)
     runtime.pyconv_emulator_findings.restype = ctypes.c_char_p
     return runtime
@@ -109,7 +109,9 @@ class Session:
 
     def __enter__(self) -> Session:
         _turn.acquire()
-        _runtime().pyconv_emulator_begin(ctypes.addressof(self._buffers), len(self._buffers))
+        _runtime().pyconv_emulator_begin(
+            ctypes.addressof(self._buffers), len(self._buffers), self._emulator.checked
+        )
         return self
 
     def __exit__(

@@ -9,7 +9,6 @@ processes that miss the same entry, one compiles and the others wait for it.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import platform
@@ -23,29 +22,24 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import pyconv
-import pyconv.kernels
 from pyconv.backends.emulator_findings import MAPPED, EmulatorError
-
-KERNELS = Path(pyconv.kernels.__path__[0]).resolve()
+from pyconv.backends.sources import KERNELS, digest
 
 # No contraction: a*b + c is one rounding only where a kernel says fused(). No sibling calls: a finding's
 # place is the return address of a call. No aliasing rules: vectors are loaded through pointers to elements.
 # Stack clash protection: a stack that is too small meets the page that faults below it.
 _FLAGS = (
-    "-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-shared", "-nostdlib", "-fvisibility=hidden", "-ffp-contract=off",
-    "-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fno-exceptions", "-fno-rtti",
-    "-fstack-clash-protection", "-Wno-unknown-pragmas",
+    "-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-shared", "-nostdlib", "-fvisibility=hidden",
+    "-ffp-contract=off", "-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fno-exceptions",
+    "-fno-rtti", "-fstack-clash-protection", "-Wno-unknown-pragmas",
 )  # fmt: skip
 _PLAIN = ("-O2",)
 # The hooks of ThreadSanitizer, which are ours (kernels/emulator/checker.cpp), before each load and store.
 _CHECKED = (
-    "-O1",
-    "-fsanitize=thread,bounds,integer-divide-by-zero",
-    "--param",
-    "tsan-instrument-func-entry-exit=0",
-    "-DPYCONV_EMULATOR_CHECKED",
-)
+    "-O1", "-DPYCONV_EMULATOR_CHECKED", "-fsanitize=thread,bounds,integer-divide-by-zero",
+)  # fmt: skip
+# Clang takes the read of `x += 1` for harmless. It has not been tried on much: g++ is preferred.
+_CHECKED_BY_CLANG = ("-mllvm", "-tsan-instrument-read-before-write=1")
 _RUNTIME = ("-O2", "-g1", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
@@ -114,20 +108,20 @@ def _machine_flags() -> tuple[str, ...]:
     return ("-march=x86-64-v3",) if {"fma", "avx2", "bmi2", "abm", "movbe"} <= flags else ()
 
 
-# ---- the cache
+def _checked() -> tuple[str, ...]:
+    compiler = _compiler()
+    return _CHECKED + _CHECKED_BY_CLANG if "clang" in compiler[-1] else _CHECKED
 
-_CACHE = "PYCONV_CACHE"
+
+# ---- the cache
 
 
 def cache_folder() -> Path:
     """In ``$PYCONV_CACHE``, else ``build`` of a checkout, else ``~/.cache/pyconv``."""
-    chosen = os.environ.get(_CACHE)
-    if chosen:
-        return Path(chosen).expanduser() / "emulator"
-    root = KERNELS.parent
-    if (root / "pyproject.toml").exists() and os.access(root, os.W_OK):
-        return root / "build" / "emulator"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyconv" / "emulator"
+    chosen, checkout = os.environ.get("PYCONV_CACHE"), KERNELS.parent
+    if not chosen and (checkout / "pyproject.toml").exists() and os.access(checkout, os.W_OK):
+        return checkout / "build" / "emulator"
+    return Path(chosen or "~/.cache/pyconv").expanduser() / "emulator"
 
 
 def _is_whole(path: Path) -> bool:
@@ -140,66 +134,53 @@ def _is_whole(path: Path) -> bool:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
+    import fcntl  # Windows, where nothing is emulated, has none
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _cached(
-    name: str, text: str, sources: Iterable[Path], flags: tuple[str, ...], libraries: tuple[str, ...] = ()
+def _library(
+    name: str, text: str, digests: Iterable[str], flags: tuple[str, ...], libraries: tuple[str, ...] = ()
 ) -> Path:
-    """The library made of ``text``, a C++ file that includes ``sources``."""
+    """The entry of what is made of ``text``, a C++ file that includes sources with these digests.
+
+    Raises:
+        EmulatorError: if there is no compiler, or it refuses the source.
+    """
     compiler = _compiler()
     if isinstance(compiler, str):
         raise EmulatorError(compiler)
     *command, version = compiler
-    flags = (*flags, *_machine_flags())
-    key = hashlib.sha256("\0".join([*command, version, *flags, text]).encode())
-    for source in sources:
-        key.update(b"\0" + source.read_bytes())
-    folder = cache_folder()
-    library = folder / f"{name}-{key.hexdigest()[:20]}.so"
+    command += [*flags, *_machine_flags()]
+    made_of = [version, *command, text, *digests, *(Path(library).name for library in libraries)]
+    key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
+    library = cache_folder() / f"{name}-{key}.so"
     if _is_whole(library):
         return library
-    folder.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
     with _lock(library.with_suffix(".lock")):
-        if not _is_whole(library):
+        if not _is_whole(library):  # another process may have made it by now
             main = library.with_suffix(".cpp")
             main.write_text(text)
-            unfinished = library.with_suffix(f".{os.getpid()}")
-            arguments = [*command, *flags, f"-ffile-prefix-map={KERNELS}={MAPPED}", f"-I{KERNELS}", str(main)]
-            result = subprocess.run(
-                [*arguments, "-o", str(unfinished), *libraries],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode != 0:
-                raise EmulatorError(f"{name} does not compile for the emulator:\n{result.stderr}")
-            with unfinished.open("r+b") as file:
-                checksum = hashlib.sha256(file.read()).digest()
-                file.write(checksum)
-            unfinished.replace(library)
+            _compile(command, main, library, libraries)
     return library
 
 
-_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
-
-
-@cache
-def _closure(path: Path) -> tuple[Path, ...]:
-    """The file and all that it includes by name, however deep."""
-    found: dict[Path, None] = {}
-    waiting = [path]
-    while waiting:
-        file = waiting.pop()
-        if file in found:
-            continue
-        found[file] = None
-        for name in _INCLUDE.findall(file.read_text()):
-            places = (file.parent / name, KERNELS / name)
-            waiting += [place.resolve() for place in places if place.exists()][:1]
-    return tuple(found)
+def _compile(command: list[str], main: Path, library: Path, libraries: tuple[str, ...]) -> None:
+    unfinished = library.with_suffix(f".{os.getpid()}")
+    command = [
+        *command, f"-I{KERNELS}", f"-ffile-prefix-map={KERNELS}={MAPPED}", f"-Wl,-soname,{library.name}",
+        str(main), "-o", str(unfinished), *libraries,
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise EmulatorError(f"{main} does not compile for the emulator:\n{result.stderr}")
+    with unfinished.open("r+b") as file:
+        checksum = hashlib.sha256(file.read()).digest()
+        file.write(checksum)
+    unfinished.replace(library)
 
 
 # ---- what is compiled
@@ -208,22 +189,18 @@ def _closure(path: Path) -> tuple[Path, ...]:
 @cache
 def runtime() -> Path:
     """The runtime library."""
-    sources = sorted((KERNELS / "emulator").glob("*.cpp"))
-    text = "".join(f'#include "emulator/{source.name}"\n' for source in sources)
-    headers = {header: None for source in sources for header in _closure(source)}
-    return _cached("runtime", text, headers, (*_RUNTIME, f"-Wl,-soname,{_SONAME}"))
+    sources = sorted(f"emulator/{path.name}" for path in (KERNELS / "emulator").glob("*.cpp"))
+    text = "".join(f'#include "{source}"\n' for source in sources)
+    return _library("runtime", text, map(digest, sources), _RUNTIME)
 
-
-# Kernels' libraries name the runtime by this, not by its path, and find the one that is loaded.
-_SONAME = "libpyconv_emulator.so"
 
 _MAIN = """\
 #define PYCONV_EMULATED
 #include "{source}"
 
 namespace pyconv {{
-extern "C" __attribute__((visibility("default"))) void pyconv_emulated_run(void** parameters) {{
-  emulator::call({kernel}, parameters);
+extern "C" __attribute__((visibility("default"))) void pyconv_emulated_run(void** pyconv_given) {{
+  emulator::call({kernel}, pyconv_given);
 }}
 extern "C" __attribute__((visibility("default"))) const emulator::Signature pyconv_emulated_signature;
 const emulator::Signature pyconv_emulated_signature = emulator::signature({kernel});
@@ -236,10 +213,11 @@ def function(source: str, kernel: str, checked: bool, defines: tuple[str, ...]) 
     path = KERNELS / source
     if not path.exists():
         raise EmulatorError(f"no such source: {path}")
-    flags = (*_FLAGS, *(_CHECKED if checked else _PLAIN), *(f"-D{define}" for define in defines))
+    flags = (*_FLAGS, *(_checked() if checked else _PLAIN), *(f"-D{define}" for define in defines))
     name = (re.match(r"\w*", kernel) or [""])[0] + ("-checked" if checked else "")
     text = _MAIN.format(source=source, kernel=kernel)
-    library = _cached(name, text, _closure(path), flags, (str(runtime()), "-lgcc"))
+    # It names the runtime by its soname and finds the one that is loaded, wherever the cache may be by then.
+    library = _library(name, text, [digest(source)], flags, (str(runtime()), "-lgcc"))
     handle = ctypes.CDLL(str(library))
     signature = _Signature.in_dll(handle, "pyconv_emulated_signature")
     entry = ctypes.cast(handle.pyconv_emulated_run, ctypes.c_void_p).value

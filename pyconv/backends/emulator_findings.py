@@ -55,6 +55,8 @@ def raise_findings(kernel: str, library: Path, text: str) -> None:
         message = message.replace("%W", other or "an unknown place")
         findings[Finding(kind, where, other, message)] = None
     if findings:
+        if any(finding.kind == "interrupted" for finding in findings):
+            raise KeyboardInterrupt(f"{kernel}: {next(iter(findings))}")
         listed = "".join(f"\n  {finding}" for finding in findings)
         raise EmulatorError(f"{kernel}: {len(findings)} findings{listed}", findings)
 
