@@ -1,4 +1,4 @@
-"""The emulator runs correct kernels right and finds nothing wrong with them, in both builds, in every order."""
+"""Correct kernels run right on the emulator, and nothing is found, in both builds and every order."""
 
 from __future__ import annotations
 

@@ -97,9 +97,10 @@ inline float __uint_as_float(unsigned bits) {
 }
 inline float __int_as_float(int bits) { return __uint_as_float(unsigned(bits)); }
 
-// ---- arithmetic: CUDA has these without a header
+// ---- arithmetic and printf: CUDA has these without a header
 
 extern "C" {
+int printf(const char*, ...) __attribute__((format(printf, 1, 2)));
 float fmaf(float, float, float) noexcept;
 double fma(double, double, double) noexcept;
 float fmaxf(float, float) noexcept;

@@ -74,7 +74,7 @@ class _Signature(ctypes.Structure):
 
 @cache
 def _compiler() -> tuple[str, ...] | str:
-    """The command and what identifies it, or the reason why there is none."""
+    """The command (``CXX`` names another, with flags) and its version, or the reason why there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     for name in names:
         command = shlex.split(name)
@@ -152,8 +152,8 @@ def _library(
     compiler = _compiler()
     if isinstance(compiler, str):
         raise EmulatorError(compiler)
-    *command, version = compiler
-    command += [*flags, *_machine_flags()]
+    program, *own_flags, version = compiler
+    command = [program, *flags, *_machine_flags(), *own_flags]  # the last of two that contradict wins
     made_of = [version, *command, text, *digests, *(Path(library).name for library in libraries)]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
     library = cache_folder() / f"{name}-{key}.so"

@@ -58,7 +58,8 @@ def raise_findings(kernel: str, library: Path, text: str) -> None:
         if any(finding.kind == "interrupted" for finding in findings):
             raise KeyboardInterrupt(f"{kernel}: {next(iter(findings))}")
         listed = "".join(f"\n  {finding}" for finding in findings)
-        raise EmulatorError(f"{kernel}: {len(findings)} findings{listed}", findings)
+        count = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
+        raise EmulatorError(f"{kernel}: {count}{listed}", findings)
 
 
 def _author_line(lines: dict[str, list[str]], places: list[str]) -> str:
