@@ -17,7 +17,7 @@
 // Every loop adds into a sum of its own, which it hands to the loop around it: the rounding error then grows with
 // the longest loop and not with the product of them all.
 #include "common/numbers.h"
-#include "conv2d/tensor.h"
+#include "conv2d/tensor.cuh"
 
 namespace pyconv {
 

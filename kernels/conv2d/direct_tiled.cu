@@ -1,6 +1,6 @@
 // Direct convolution, tiled: a block stages a patch of the input and its filters in shared memory, once for all
 // the products that need them, and every thread keeps a tile of sums in registers. fprop and dgrad are one gather
-// (gather.h), so they are one kernel; "in" is x or dy, "out" y or dx.
+// (gather.cuh), so they are one kernel; "in" is x or dy, "out" y or dx.
 //
 //   out[n, out channel, row, column] = bias + sum over in channels and taps of  in[n, in channel, ...] * w[...]
 //
@@ -16,13 +16,10 @@
 // compiled, stride and dilation 1, a thread reads a column of TM + 2 pixels once for three rows of taps: 18 + 36
 // accesses for 576 FMAs.
 //
-//   shared memory   filters   [in channel][tap]         [out channel]   Accumulator<T>: widened once, when staged,
-//                   patch     [in channel][image][row]  [column]        and not at each of its uses
-//                   sources   [image][row][column]      where that place lies in `in`; -1: padding
-//
-// With stride 2 neighbouring pixels would be two words apart, and two lanes would meet in every bank. A row
-// therefore keeps its columns apart by residue: column u lies at u % in_step * column_pitch + u / in_step.
-#include "conv2d/direct_tiled_stage.h"
+//   shared memory   filters   [in channel][tap][out channel]
+//                   patch     [in channel][image][row][column]    (patch.cuh)
+//                   sources   [image][row][column]                where that place lies in `in`
+#include "conv2d/direct_tiled_stage.cuh"
 
 namespace pyconv {
 
@@ -48,20 +45,19 @@ PYCONV_DEVICE void multiply(Sum (&sums)[TM][TN], const TiledPlan& plan, const Ti
   for (int tap = 0; tap < taps; ++tap) {
     const int row = tap / block.columns.taps * plan.rows.tap_step;
     const int column = tap % block.columns.taps * plan.columns.tap_step;
-    const Sum* pixel = patch + row * plan.row_pitch + column % plan.columns.in_step * plan.column_pitch +
-                       column / plan.columns.in_step;
+    const Sum* pixel = patch + row * plan.patch.row_pitch + plan.patch.column(column);
     const Sum* filter = filters + tap * plan.filter_pitch;
     for (int c = 0; c < channels; ++c) {
       Sum own_pixels[TM], own_filters[TN];
       PYCONV_UNROLL
-      for (int i = 0; i < TM; ++i) own_pixels[i] = pixel[i * plan.rows.in_step * plan.row_pitch];
+      for (int i = 0; i < TM; ++i) own_pixels[i] = pixel[i * plan.rows.in_step * plan.patch.row_pitch];
       load_filters(own_filters, filter);
       PYCONV_UNROLL
       for (int i = 0; i < TM; ++i) {
         PYCONV_UNROLL
         for (int j = 0; j < TN; ++j) sums[i][j] = fused(own_pixels[i], own_filters[j], sums[i][j]);
       }
-      pixel += plan.channel_pitch;
+      pixel += plan.patch.channel_pitch;
       filter += taps * plan.filter_pitch;
     }
   }
@@ -77,7 +73,7 @@ PYCONV_DEVICE void multiply_square(Sum (&sums)[TM][TN], const TiledPlan& plan, c
     for (int s = 0; s < kTaps; ++s) {
       Sum own_pixels[TM + kTaps - 1];
       PYCONV_UNROLL
-      for (int i = 0; i < TM + kTaps - 1; ++i) own_pixels[i] = patch[i * plan.row_pitch + s];
+      for (int i = 0; i < TM + kTaps - 1; ++i) own_pixels[i] = patch[i * plan.patch.row_pitch + s];
       PYCONV_UNROLL
       for (int r = 0; r < kTaps; ++r) {
         Sum own_filters[TN];
@@ -89,7 +85,7 @@ PYCONV_DEVICE void multiply_square(Sum (&sums)[TM][TN], const TiledPlan& plan, c
         }
       }
     }
-    patch += plan.channel_pitch;
+    patch += plan.patch.channel_pitch;
     filters += kTaps * kTaps * plan.filter_pitch;
   }
 }
@@ -106,7 +102,7 @@ template <int TM, int TN, int kThreads>
 PYCONV_DEVICE TiledThread tiled_thread(const TiledPlan& plan) {
   const int pixel_lanes = kThreads / (plan.filters / TN), runs = plan.rows.tile / TM;
   const int lane = int(threadIdx.x) % pixel_lanes, run = lane / plan.columns.tile;
-  const bool is_idle = run / runs >= plan.images;
+  const bool is_idle = run / runs >= plan.patch.images;
   return {is_idle ? 0 : run / runs, run % runs * TM, lane % plan.columns.tile, int(threadIdx.x) / pixel_lanes * TN,
           is_idle};
 }
@@ -164,13 +160,16 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
 
   if (threadIdx.x == 0) block = tiled_block(problem, plan);
   __syncthreads();
-  find_sources<kThreads>(sources, plan, block, in, int(problem.n));
+  find_sources<kThreads>(sources, plan.patch, in, int(problem.n), block.image, block.group * plan.in_channels,
+                         block.rows.in_origin + block.row * plan.rows.in_step * plan.patch.row_unit,
+                         block.columns.in_origin + block.column * plan.columns.in_step * plan.patch.column_unit);
 
   const TiledThread own = tiled_thread<TM, TN, kThreads>(plan);
   const Sum* own_filters = filters + own.out_channel;
   const Sum* own_patch =
-      patch + own.image * plan.image_pitch + own.row * plan.rows.in_step * plan.row_pitch + own.column;
+      patch + own.image * plan.patch.image_pitch + own.row * plan.rows.in_step * plan.patch.row_pitch + own.column;
 
+  const bool is_aligned = plan.in_channels % V == 0 && plan.channels % V == 0;
   const int in_channels = block.rows.taps > 0 && block.columns.taps > 0 ? plan.in_channels : 0;
   int first_in = 0;
   do {  // once, if the sum is empty
@@ -180,13 +179,7 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
     for (; first_in < end_in; first_in += plan.channels) {
       const int channels = end_in - first_in < plan.channels ? end_in - first_in : plan.channels;
       __syncthreads();  // the sources are found, and nobody needs the chunk before any more
-      const T* chunk = in_data + first_in * in.offset(0, 1, 0, 0);
-      if (kLayout == kNchw)
-        stage_patch_nchw<kThreads>(patch, plan, sources, chunk, channels);
-      else if (plan.in_channels % V == 0 && plan.channels % V == 0)
-        stage_patch_nhwc<kThreads, V>(patch, plan, sources, chunk, channels);
-      else
-        stage_patch_nhwc<kThreads, 1>(patch, plan, sources, chunk, channels);
+      stage_patch<kThreads, V>(patch, plan.patch, sources, in, first_in, channels, is_aligned);
       stage_filters<kThreads, kLayout>(filters, problem, plan, block, w, first_in, channels);
       __syncthreads();
 
@@ -195,10 +188,11 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
       else
         multiply(sums, plan, block, own_patch, own_filters, channels);
     }
+    const TiledThread at = tiled_thread<TM, TN, kThreads>(plan);  // found anew rather than kept in registers
     if (kLayout == kNhwc && plan.out_channels % V == 0)
-      store<V>(out, sums, plan, block, own, int(problem.n), bias, is_first);
+      store<V>(out, sums, plan, block, at, int(problem.n), bias, is_first);
     else
-      store<1>(out, sums, plan, block, own, int(problem.n), bias, is_first);
+      store<1>(out, sums, plan, block, at, int(problem.n), bias, is_first);
   } while (first_in < in_channels);
 }
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 from pyconv.kernels.conv2d.gather import Axis, Gather, gather
+from pyconv.kernels.conv2d.patch import Patch, make_patch
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32
 
 from pyconv.backends.program import Program, Step, blocks, cpp_layout, cpp_type
@@ -25,6 +26,8 @@ TM, TN = 4, 16
 TN_DOUBLE = 8
 #: Groups of TN out channels of a block; the 256 / groups threads of a group share them and differ in pixels.
 GROUPS = (1, 2, 4)
+#: Blocks that an H100's 132 multiprocessors hold at once.
+RESIDENT_BLOCKS = 264
 #: Shared memory of a block: two then fit into the 100 KB of an sm_86.
 SHARED_BYTES = 48 * 1024 - 256
 #: What a block may take where one channel of large filters or strides needs more: one then fits an sm_86.
@@ -39,28 +42,28 @@ CHAIN = {4: 256, 8: 128}
 
 
 class TiledAxis(ctypes.Structure):
-    """``TiledAxis`` of ``direct_tiled_stage.h``."""
+    """``TiledAxis`` of ``direct_tiled_stage.cuh``."""
 
     _fields_ = tuple(
         (name, ctypes.c_int32)
         for name in (
-            "in_extent", "out_extent", "classes", "period", "unit", "in_step", "tap_step", "tile", "tiles",
+            "in_extent", "out_extent", "classes", "period", "in_step", "tap_step", "tile", "tiles",
         )
     )  # fmt: skip
 
 
 class TiledPlan(ctypes.Structure):
-    """``TiledPlan`` of ``direct_tiled_stage.h``."""
+    """``TiledPlan`` of ``direct_tiled_stage.cuh``."""
 
     _fields_ = (
         ("rows", TiledAxis),
         ("columns", TiledAxis),
+        ("patch", Patch),
         *(
             (name, ctypes.c_int32)
             for name in (
-                "pass", "in_channels", "out_channels", "images", "image_tiles", "filters", "filter_blocks",
-                "channels", "chain", "column_pitch", "row_pitch", "image_pitch", "channel_pitch",
-                "patch_size", "filter_pitch", "filters_size",
+                "pass", "in_channels", "out_channels", "image_tiles", "filters", "filter_blocks",
+                "channels", "chain", "filter_pitch", "filters_size", "patch_size",
             )
         ),
         ("w_in_stride", ctypes.c_int64),
@@ -70,7 +73,7 @@ class TiledPlan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Tile:
-    """A way to cut a gather up, and what it takes of shared memory. Pitches and sizes are in elements."""
+    """A way to cut a gather up, and what it takes of shared memory."""
 
     gather: Gather
     groups: int  # of TN out channels
@@ -86,31 +89,19 @@ class Tile:
     def filters(self) -> int:
         return self.groups * self.tn
 
-    @property
-    def column_pitch(self) -> int:
-        return blocks(self.gather.columns.patch(self.columns), self.gather.columns.in_step)
-
-    @property
-    def row_pitch(self) -> int:
-        return self.column_pitch * self.gather.columns.in_step
-
-    @property
-    def image_pitch(self) -> int:
-        return self.row_pitch * self.gather.rows.patch(self.rows)
-
-    @property
-    def channel_pitch(self) -> int:
-        """A multiple of 32 words and 16 bytes: lanes on 8 neighbouring channels then write to all banks."""
-        return blocks(self.images * self.image_pitch, 32) * 32 + 16 // self.gather.sum_bytes
+    @cached_property
+    def patch(self) -> Patch:
+        g = self.gather
+        return make_patch(g.rows, g.columns, self.rows, self.columns, self.images, g.sum_bytes)
 
     @property
     def filter_pitch(self) -> int:
-        """An odd multiple of 8: four rows of eight lanes then write to all banks."""
+        """In elements: an odd multiple of 8: four rows of eight lanes then write to all banks."""
         return self.filters + (8 if self.filters % 16 == 0 else 0)
 
     def shared_bytes(self, channels: int) -> int:
-        channel = self.channel_pitch + self.gather.taps * self.filter_pitch
-        return channels * channel * self.gather.sum_bytes + self.images * self.image_pitch * 8
+        channel = self.patch.channel_pitch + self.gather.taps * self.filter_pitch
+        return channels * channel * self.gather.sum_bytes + self.patch.places * 8
 
     @property
     def channels(self) -> int:
@@ -134,25 +125,31 @@ class Tile:
 
     @property
     def cost(self) -> float:
-        """Modelled instructions of a thread for one in channel of one image, over all tiles."""
+        """Modelled instructions of a thread for one in channel, times the rounds of blocks and a half.
+
+        It is the cost of a batch of 32 whatever n is: a sample then has the same bits in any batch.
+        """
         g = self.gather
-        tiles = blocks(g.rows.outputs, self.rows) * blocks(g.columns.outputs, self.columns) / self.images
+        tiles = blocks(g.rows.outputs, self.rows) * blocks(g.columns.outputs, self.columns)
+        classes = g.rows.classes * g.columns.classes * g.problem.groups
+        grid = blocks(32, self.images) * tiles * classes * blocks(g.out_channels, self.filters)
         products = g.taps * TM * self.tn * 1.2
-        staged = (self.images * self.image_pitch + g.taps * self.filters) * 8 / THREADS
+        staged = (self.patch.places + g.taps * self.filters) * 8 / THREADS
         barriers = 300 / self.channels
-        return tiles * blocks(g.out_channels, self.filters) * (products + staged + barriers)
+        return (grid / RESIDENT_BLOCKS + 0.5) * (products + staged + barriers)
 
 
 def _tiles(g: Gather) -> Iterator[Tile]:
-    """Tiles worth considering. None depends on n, so that a sample gives the same bits in any batch."""
-    outputs, runs_of_image = max(1, g.columns.outputs), max(1, blocks(g.rows.outputs, TM))
+    """Tiles worth considering: equal parts of rows and columns, as many of both as there are lanes."""
+    outputs, all_runs = max(1, g.columns.outputs), max(1, blocks(g.rows.outputs, TM))
     for groups in GROUPS:
         lanes = THREADS // groups
         fewest = blocks(outputs, lanes)
         equal_parts = {blocks(outputs, parts) for parts in range(fewest, fewest + 8)}
         for columns in sorted({width for width in equal_parts | {8, 16, 32, 64} if width <= lanes}):
-            for runs in range(1, min(lanes // columns, runs_of_image) + 1):
-                is_whole = columns >= outputs and runs == runs_of_image
+            fewest = blocks(all_runs, lanes // columns)
+            for runs in sorted({blocks(all_runs, parts) for parts in range(fewest, fewest + 3)}):
+                is_whole = columns >= outputs and runs == all_runs
                 yield Tile(g, groups, columns, runs * TM, lanes // (columns * runs) if is_whole else 1)
 
 
@@ -170,8 +167,8 @@ def _square_taps(g: Gather) -> int:
 
 def _tiled(axis: Axis, tile: int) -> TiledAxis:
     return TiledAxis(
-        axis.in_extent, axis.out_extent, axis.classes, axis.period, axis.unit, axis.in_step, axis.tap_step,
-        tile, blocks(axis.outputs, tile),
+        axis.in_extent, axis.out_extent, axis.classes, axis.period, axis.in_step, axis.tap_step, tile,
+        blocks(axis.outputs, tile),
     )  # fmt: skip
 
 
@@ -183,10 +180,9 @@ def _program(problem: Problem, pass_: str, operands: tuple[str, str, str, str]) 
     rows, columns = _tiled(g.rows, tile.rows), _tiled(g.columns, tile.columns)
     image_tiles, filter_blocks = blocks(problem.n, tile.images), blocks(g.out_channels, tile.filters)
     plan = TiledPlan(
-        rows, columns, ("fprop", "dgrad").index(pass_), g.in_channels, g.out_channels, tile.images,
-        image_tiles, tile.filters, filter_blocks, tile.channels, tile.chain, tile.column_pitch,
-        tile.row_pitch, tile.image_pitch, tile.channel_pitch, tile.channels * tile.channel_pitch,
-        tile.filter_pitch, tile.channels * g.taps * tile.filter_pitch, *g.w_strides,
+        rows, columns, tile.patch, ("fprop", "dgrad").index(pass_), g.in_channels, g.out_channels,
+        image_tiles, tile.filters, filter_blocks, tile.channels, tile.chain, tile.filter_pitch,
+        tile.channels * g.taps * tile.filter_pitch, tile.channels * tile.patch.channel_pitch, *g.w_strides,
     )  # fmt: skip
     tiles = problem.groups * rows.classes * columns.classes * image_tiles * rows.tiles * columns.tiles
     numbers = f"{TM}, {tile.tn}, {THREADS}, {_square_taps(g)}"

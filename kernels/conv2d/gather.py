@@ -1,4 +1,4 @@
-"""fprop and dgrad as one gather (``gather.h``): what a launch file has to know of it."""
+"""fprop and dgrad as one gather (``gather.cuh``): what a launch file has to know of it."""
 
 from __future__ import annotations
 

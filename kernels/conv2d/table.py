@@ -10,6 +10,7 @@ from pyconv.kernels.conv2d import (
     depthwise_launch,
     direct_naive_launch,
     direct_tiled_launch,
+    direct_tiled_wgrad_launch,
     im2col_gemm_launch,
 )
 from pyconv.kernels.conv2d.restrictions import depthwise_only, row_fits_int32, torch_takes
@@ -66,6 +67,7 @@ _CPU = [
 _CUDA = [
     *direct_naive_launch.KERNELS,
     *direct_tiled_launch.KERNELS,
+    *direct_tiled_wgrad_launch.KERNELS,
     *depthwise_launch.KERNELS,
     *im2col_gemm_launch.KERNELS,
     *bgrad_launch.KERNELS,

@@ -1,33 +1,30 @@
-// How a block of direct_tiled.cu fills its shared memory.
+// What a block of direct_tiled.cu computes, and how it stages its filters.
 #pragma once
-#include "common/numbers.h"
-#include "common/vector.h"
-#include "conv2d/gather.h"
-#include "conv2d/tensor.h"
+#include "conv2d/gather.cuh"
+#include "conv2d/patch.cuh"
 
 namespace pyconv {
 
 // What direct_tiled_launch.py decides for a problem; same fields, same order. As a kernel's argument it lies in
-// constant memory and takes no registers. A "place" is an element of the patch.
+// constant memory and takes no registers.
 struct TiledAxis {
   int32_t in_extent, out_extent;  // of the tensors
   int32_t classes;                // of output pixels: 1, in dgrad the stride's residues
   int32_t period;                 // filter rows between the taps of a class
-  int32_t unit;                   // input rows between places: the patch leaves out what no tap reads
-  int32_t in_step;                // places between neighbouring outputs
-  int32_t tap_step;               // places between neighbouring taps
-  int32_t tile, tiles;            // outputs of a tile, and tiles that cover a class
+  int32_t in_step, tap_step;  // places of the patch between neighbouring outputs, and between neighbouring taps
+  int32_t tile, tiles;        // outputs of a tile, and tiles that cover a class
 };
 struct TiledPlan {
   TiledAxis rows, columns;
+  Patch patch;
   int32_t pass;                       // Pass
   int32_t in_channels, out_channels;  // of a group
-  int32_t images, image_tiles;        // of a tile, and tiles that cover n
+  int32_t image_tiles;                // that cover n; patch.images are one
   int32_t filters, filter_blocks;     // out channels of a block, and blocks that cover a group
   int32_t channels;                   // in channels of a chunk
   int32_t chain;                      // in channels whose products are added in one chain
-  int32_t column_pitch, row_pitch, image_pitch, channel_pitch, patch_size;  // of the patch, in elements
-  int32_t filter_pitch, filters_size;                                       // of the staged filters
+  int32_t filter_pitch;               // of the staged filters, in elements
+  int32_t filters_size, patch_size;   // in elements
   int64_t w_in_stride, w_out_stride;  // of w, between in channels and between out channels
 };
 
@@ -48,7 +45,7 @@ PYCONV_DEVICE TiledBlock tiled_block(const Conv2dProblem& a, const TiledPlan& pl
   block.out_channel = next(plan.filter_blocks) * plan.filters;  // first: blocks that share a patch are neighbours
   block.column = next(plan.columns.tiles) * plan.columns.tile;
   block.row = next(plan.rows.tiles) * plan.rows.tile;
-  block.image = next(plan.image_tiles) * plan.images;
+  block.image = next(plan.image_tiles) * plan.patch.images;
   const int column_class = next(plan.columns.classes), row_class = next(plan.rows.classes);
   block.group = int(rest);
   const int r = int(a.r), s = int(a.s), pad_top = int(a.pad_top), pad_left = int(a.pad_left);
@@ -62,52 +59,6 @@ PYCONV_DEVICE TiledBlock tiled_block(const Conv2dProblem& a, const TiledPlan& pl
                                plan.columns.period, column_class);
   }
   return block;
-}
-
-// Where each place of the patch lies in `in`, at the first in channel of the group.
-template <int kThreads, class T, Layout kLayout>
-PYCONV_DEVICE void find_sources(int64_t* sources, const TiledPlan& plan, const TiledBlock& block,
-                                const Tensor<const T, kLayout>& in, int images) {
-  const int first_row = block.rows.in_origin + block.row * plan.rows.in_step * plan.rows.unit;
-  const int first_column = block.columns.in_origin + block.column * plan.columns.in_step * plan.columns.unit;
-  for (int place = int(threadIdx.x); place < plan.images * plan.image_pitch; place += kThreads) {
-    const int image = block.image + place / plan.image_pitch;
-    const int patch_row = place % plan.image_pitch / plan.row_pitch, within = place % plan.row_pitch;
-    const int patch_column = within % plan.column_pitch * plan.columns.in_step + within / plan.column_pitch;
-    const int row = first_row + patch_row * plan.rows.unit;
-    const int column = first_column + patch_column * plan.columns.unit;
-    const bool is_inside = image < images && row >= 0 && row < in.rows && column >= 0 && column < in.columns;
-    sources[place] = is_inside ? in.offset(image, block.group * plan.in_channels, row, column) : -1;
-  }
-}
-
-// nchw: a warp reads neighbouring columns of one channel.
-template <int kThreads, class T, class Sum>
-PYCONV_DEVICE void stage_patch_nchw(Sum* patch, const TiledPlan& plan, const int64_t* sources, const T* in,
-                                    int channels) {
-  const int64_t in_stride = int64_t(plan.rows.in_extent) * plan.columns.in_extent;
-  for (int place = int(threadIdx.x); place < plan.images * plan.image_pitch; place += kThreads) {
-    const int64_t source = sources[place];
-    for (int c = 0; c < channels; ++c)
-      patch[c * plan.channel_pitch + place] = source < 0 ? Sum(0) : widen(in[source + c * in_stride]);
-  }
-}
-
-// nhwc: kLanes neighbouring lanes read the neighbouring channels of one pixel, V at a time. The pitch between
-// channels, a multiple of 32 words and 4, lets a warp write to all banks.
-template <int kThreads, int V, class T, class Sum>
-PYCONV_DEVICE void stage_patch_nhwc(Sum* patch, const TiledPlan& plan, const int64_t* sources, const T* in,
-                                    int channels) {
-  constexpr int kLanes = 8 / V;  // 8 channels of float are a sector of 32 bytes
-  for (int place = int(threadIdx.x) / kLanes; place < plan.images * plan.image_pitch; place += kThreads / kLanes) {
-    const int64_t source = sources[place];
-    for (int c = int(threadIdx.x) % kLanes * V; c < channels; c += kLanes * V) {
-      Vector<T, V> run = {};
-      if (source >= 0) run = load_vector<V>(in + source + c);
-      PYCONV_UNROLL
-      for (int v = 0; v < V; ++v) patch[(c + v) * plan.channel_pitch + place] = widen(run.element[v]);
-    }
-  }
 }
 
 // Eight neighbouring lanes take neighbouring out channels; the four rows of a warp take neighbouring elements of w
