@@ -38,13 +38,12 @@ def _check(selected: dict[str, list[Instantiation]], architectures: list[str], w
             usages[job] = result.usages
             faults += len(result.faults)
             print(f"{job[0]} on {job[1]}: {len(result.usages)} instantiations", *result.faults, sep="\n  ")
-    print(f"{len(jobs)} compilations, {faults} faults")
-    if faults:
-        return 1
-    if write:
+    print(f"{len(selected)} sources for {len(architectures)} architectures, {faults} faults")
+    all_compiled = all(len(usages[source, name]) == len(selected[source]) for source, name in jobs)
+    if write and all_compiled:
         page.PAGE.write_text(page.render(selected, usages), encoding="utf-8")
         print(f"written: {page.PAGE}")
-    return 0
+    return 1 if faults else 0
 
 
 def _print_sass(selected: dict[str, list[Instantiation]], architectures: list[str]) -> int:

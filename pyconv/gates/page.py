@@ -130,14 +130,14 @@ def parse(text: str) -> tuple[str, dict[str, dict[str, Row]]]:
 
 
 def stale(instantiations: list[Instantiation], usages: Mapping[str, Mapping[str, Usage]]) -> list[str]:
-    """How the page differs from what was compiled of one source; ``usages`` by architecture, some or all."""
-    source = instantiations[0].source
-    on_page = parse(PAGE.read_text(encoding="utf-8"))[1].get(source, {})
+    """How the page differs from what was compiled; ``usages`` by architecture, of some of them or all."""
+    on_page = parse(PAGE.read_text(encoding="utf-8"))[1]
     different = []
     for each in instantiations:
         cells = row(each, {name: by_kernel[each.kernel] for name, by_kernel in usages.items()})
-        old = on_page.pop(cells["kernel"], {})
+        old = on_page.get(each.source, {}).get(cells["kernel"], {})
         for column, cell in cells.items():
             if old.get(column) != cell:
-                different.append(f"{source}: {cells['kernel']}: {column}: {old.get(column)!r}, now {cell!r}")
-    return different + [f"{source}: {kernel} is launched no longer" for kernel in on_page]
+                place = f"{each.source}: {cells['kernel']}: {column}"
+                different.append(f"{place}: {old.get(column, 'missing')}, now {cell}")
+    return different

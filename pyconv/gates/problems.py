@@ -28,6 +28,7 @@ CONV2D = [
 MAXPOOL2D = [
     "maxpool2d n32c64h112w112 r3s3 st2 pd1",  # ResNet
     "maxpool2d n32c64h56w56 r2s2 st2 pd0",  # VGG
+    "maxpool2d n2c3h9w17 r2s2 st2 pd0",  # rows of an odd length
     "maxpool2d n32c64h55w55 r3s3 st2 pd0",  # AlexNet: no row a multiple of a vector
     "maxpool2d n32c256h28w28 r3s3 st1 pd1",  # GoogLeNet
     "maxpool2d n2c5h13w11 r3s2 st2x3 pd1x0 dl2x1 ceil",
