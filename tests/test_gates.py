@@ -1,8 +1,8 @@
 """Every CUDA kernel compiles for every architecture into what it should; and the gates themselves are tested.
 
 All of them for all would take most of a quarter of an hour, so a run compiles a sample, which every change of
-a source draws anew. ``make test-all`` compiles the rest, and so does ``make gates``, which has to be run after
-a change of a kernel for the page to be current.
+a source draws anew. ``make test-all`` compiles the rest, and so does ``make gates``, which has to be run
+after a change of a kernel for the page to be current.
 """
 
 from __future__ import annotations
