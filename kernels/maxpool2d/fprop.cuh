@@ -14,52 +14,19 @@
 
 namespace pyconv {
 
-// Outputs of a thread whose loads may be in flight together. With 16 bytes a load those of one output are enough, and
-// more would not fit the registers; with 4 bytes all of them are wanted.
-template <int kLayout, int kElements, int kOutputs>
-constexpr int kUnrolledOutputs = kLayout == kNhwc && kElements > 1 ? 1 : kOutputs;
+// Results of a thread whose loads may be in flight together. With loads of 16 bytes those of one are enough, and more
+// would not fit the registers.
+template <int kLayout, int kElements>
+constexpr int kTogether = kLayout == kNhwc && kElements > 1 ? 1 : 4;
 
-// The taps of one row, of which `row` is the element under the first: a vector of channels each.
+// The taps of one row, of which `row` is the element under the first.
 template <class T, int kElements, int kS>
 PYCONV_DEVICE void load_taps(const T* row, bool inside, int w, int w_extent, int inner,
                              Values<T, kElements> (&taps)[kS]) {
   PYCONV_UNROLL
-  for (int s = 0; s < kS; ++s) {
+  for (int s = 0; s < kS; ++s)
     taps[s] = inside && is_inside(w + s, w_extent) ? load_values<kElements>(row + int64_t(s) * inner)
                                                    : lowest_values<T, kElements>();
-  }
-}
-
-// Writes one result of a thread. Where its elements are a pair, theirs are two windows, kStride columns apart.
-template <int kLayout, int kStride, class T, int kElements, class Place>
-PYCONV_DEVICE void store_result(const Pool2dProblem& problem, const Items& items, const Window& window,
-                                const Taps& second_columns, const Best<T, kElements, kHasPlaces<Place>>& best,
-                                int q, T* y, Place* argmax) {
-  constexpr bool kPair = kIsPair<kLayout, kElements>;
-  if constexpr (kPair) {
-    store_pair(y, best.value.word[0], q, items.q);
-  } else {
-    store_values<kElements>(y, best.value);
-  }
-  if constexpr (kHasPlaces<Place>) {
-    typedef Rule<T, kElements> R;
-    Place places[kElements];
-    PYCONV_UNROLL
-    for (int i = 0; i < kElements; ++i) {
-      const int tap = R::tap_in(best.tap[i / R::kLanes], i % R::kLanes);
-      if (kPair && i == 1) {
-        const Window second = {window.h, window.w + kStride, window.rows, second_columns};
-        place_into(places[i], problem, items, second, tap);
-      } else {
-        place_into(places[i], problem, items, window, tap);
-      }
-    }
-    if constexpr (kPair) {
-      store_pair(argmax, places, q, items.q);
-    } else {
-      store_all(argmax, places);
-    }
-  }
 }
 
 // The best of the taps of one row: `from` is the element (h, w), in the image or not.
@@ -78,6 +45,49 @@ PYCONV_DEVICE Best<T, kElements, kTaps> best_of_row(const T* from, bool inside, 
   return best;
 }
 
+// Along one axis, a window of kSize taps that begins at `start`: its first tap inside (or any, if there is none), and
+// -1 if there is none, else 0.
+template <int kSize>
+PYCONV_DEVICE int first_inside(int start) {
+  return start >= 0 ? 0 : start > -kSize ? -start : 0;
+}
+template <int kSize>
+PYCONV_DEVICE int covers_nothing(int start, int extent) {
+  return start > -kSize && start < extent ? 0 : -1;
+}
+
+// Where the first tap of a window lies.
+struct Window {
+  int h, w;
+};
+
+// Writes a result, or a pair of them, whose second window is kStride columns further.
+template <int kLayout, int kR, int kS, int kStride, class T, int kElements, class Place>
+PYCONV_DEVICE void store_window(const Pool2dProblem& problem, const Items& items, const Window& window,
+                                const Best<T, kElements, kHasPlaces<Place>>& best, int q, T* y, Place* argmax) {
+  typedef Rule<T, kElements> R;
+  constexpr bool kPair = kIsPair<kLayout, kElements>;
+  if constexpr (kPair) {
+    store_pair(y, maxima(best).word[0], q, items.q);
+  } else {
+    store_values<kElements>(y, maxima(best));
+  }
+  if constexpr (kHasPlaces<Place>) {
+    Place places[kElements];
+    PYCONV_UNROLL
+    for (int i = 0; i < kElements; ++i) {
+      const int w = window.w + (kPair ? i * kStride : 0), tap = R::tap_in(best.tap[i / R::kLanes], i % R::kLanes);
+      const int nothing = covers_nothing<kR>(window.h, int(problem.h)) | covers_nothing<kS>(w, int(problem.w));
+      places[i] = place_of<Place>(problem, items, window.h, w, tap, nothing);
+    }
+    if constexpr (kPair) {
+      store_pair(argmax, places, q, items.q);
+    } else {
+      store_all(argmax, places);
+    }
+  }
+}
+
 template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kOdd,
           class Place>
 PYCONV_DEVICE void fprop_window_tile(const Pool2dProblem& problem, const Items& items, const T* x, T* y,
@@ -85,45 +95,50 @@ PYCONV_DEVICE void fprop_window_tile(const Pool2dProblem& problem, const Items& 
   const uint32_t item = item_of_thread<kThreads>();
   if (item >= items.count) return;
   static_assert(kR >= kStride, "rows between windows would have to be skipped");
+  static_assert(kOutputs % kTogether<kLayout, kElements> == 0, "a thread's results come in whole batches");
   typedef Rule<T, kElements> R;
   constexpr bool kTaps = kHasPlaces<Place>, kPair = kIsPair<kLayout, kElements>;
   constexpr int kKept = kR - kStride;  // rows that one window shares with the next
-  constexpr int kUnroll = kUnrolledOutputs<kLayout, kElements, kOutputs>;
+  constexpr int kBatch = kTogether<kLayout, kElements>;
   const int h_extent = int(problem.h), w_extent = int(problem.w), inner = inner_extent<kLayout>(problem);
   const Position at = position(items, item);
   const int p = at.group * kOutputs, q = at.column * (kPair ? 2 : 1), channel = kPair ? 0 : at.vector * kElements;
   const int h = p * kStride - int(problem.pad_top), w = q * kStride - int(problem.pad_left);
   const T* corner = x + offset_of(at.image, h, w, h_extent, w_extent, inner) + channel;
-  const int64_t row_stride = int64_t(w_extent) * inner;
-  const int64_t to = offset_of(at.image, p, q, items.p, items.q, inner) + channel,
-                y_row_stride = int64_t(items.q) * inner;
-  const Taps columns = taps_inside(w, kS, 1, w_extent), second_columns = taps_inside(w + kStride, kS, 1, w_extent);
-  const auto first_s = kPair ? R::taps_of(columns.begin, second_columns.begin) : R::tap_of(columns.begin);
+  const int64_t row_stride = int64_t(w_extent) * inner, y_row_stride = int64_t(items.q) * inner;
+  const int64_t to = offset_of(at.image, p, q, items.p, items.q, inner) + channel;
+  const auto first_s = R::taps_of(first_inside<kS>(w), first_inside<kS>(kPair ? w + kStride : w));
   const auto row = [&](int i) {
     return best_of_row<T, kLayout, kElements, kS, kStride, kOdd, kTaps>(
         corner + i * row_stride, is_inside(h + i, h_extent), w, w_extent, inner, first_s);
   };
 
-  Best<T, kElements, kTaps> rows[kR];
+  Best<T, kElements, kTaps> rows[kR], best[kBatch];
   PYCONV_UNROLL
   for (int r = 0; r < kKept; ++r) rows[r] = row(r);
-  PYCONV_UNROLL_BY(kUnroll)
-  for (int output = 0; output < kOutputs; ++output) {
+  PYCONV_UNROLL_BY(1)
+  for (int first = 0; first < kOutputs; first += kBatch) {
     PYCONV_UNROLL
-    for (int r = kKept; r < kR; ++r) rows[r] = row(output * kStride + r);
-    const int top = h + output * kStride;
-    const Window window = {top, w, taps_inside(top, kR, 1, h_extent), columns};
-    Best<T, kElements, kTaps> best = rows[0];
-    add_taps(best, kS * window.rows.begin);
-    PYCONV_UNROLL
-    for (int r = 1; r < kR; ++r) take(best, rows[r], kS * r);
-    if (p + output < items.p) {
-      const int64_t here = to + output * y_row_stride;
-      store_result<kLayout, kStride>(problem, items, window, second_columns, best, q, y + here,
-                                     kTaps ? argmax + here : argmax);
+    for (int i = 0; i < kBatch; ++i) {
+      const int top = (first + i) * kStride;
+      PYCONV_UNROLL
+      for (int r = kKept; r < kR; ++r) rows[r] = row(top + r);
+      best[i] = rows[0];
+      add_to_taps(best[i], kS * first_inside<kR>(h + top));
+      PYCONV_UNROLL
+      for (int r = 1; r < kR; ++r) take(best[i], rows[r], kS * r);
+      PYCONV_UNROLL
+      for (int r = 0; r < kKept; ++r) rows[r] = rows[r + kStride];
     }
     PYCONV_UNROLL
-    for (int r = 0; r < kKept; ++r) rows[r] = rows[r + kStride];
+    for (int i = 0; i < kBatch; ++i) {
+      const int output = first + i;
+      if (p + output >= items.p) break;
+      const Window window = {h + output * kStride, w};
+      const int64_t here = to + output * y_row_stride;
+      store_window<kLayout, kR, kS, kStride>(problem, items, window, best[i], q, y + here,
+                                             kTaps ? argmax + here : argmax);
+    }
   }
 }
 
@@ -147,15 +162,26 @@ PYCONV_DEVICE void fprop_any_tile(const Pool2dProblem& problem, const Items& ite
 
   const int first_tap = rows.begin * int(problem.s) + columns.begin;
   Best<T, kElements, kTaps> best = start<kTaps>(lowest_values<T, kElements>(), R::tap_of(first_tap));
+  PYCONV_UNROLL_BY(1)
   for (int r = rows.begin; r < rows.end; ++r) {
     const T* row = corner + r * row_step;
+    PYCONV_UNROLL_BY(kElements > 1 ? 2 : 4)
     for (int s = columns.begin; s < columns.end; ++s)
       take(best, load_values<kElements>(row + s * column_step), r * int(problem.s) + s);
   }
 
   const int64_t to = offset_of(at.image, p, q, items.p, items.q, inner) + channel;
-  store_result<kNhwc, 1>(problem, items, Window{h, w, rows, columns}, columns, best, q, y + to,
-                         kTaps ? argmax + to : argmax);
+  store_values<kElements>(y + to, maxima(best));
+  if constexpr (kTaps) {
+    const int nothing = rows.begin < rows.end && columns.begin < columns.end ? 0 : -1;
+    Place places[kElements];
+    PYCONV_UNROLL
+    for (int i = 0; i < kElements; ++i) {
+      const int tap = R::tap_in(best.tap[i / R::kLanes], i % R::kLanes);
+      places[i] = place_of<Place>(problem, items, h, w, tap, nothing);
+    }
+    store_all(argmax + to, places);
+  }
 }
 
 }  // namespace pyconv

@@ -13,10 +13,10 @@ from pyconv.kernels.maxpool2d.items import (
 from pyconv.backends.program import Program
 from pyconv.problem import Pool2dProblem, Problem
 
-#: Results of a thread, below each other, where the window is known. 4 of a 3x3 window by two look at 9 rows
-#: of x, one by one they would at 12; and their loads keep enough bytes in flight even where each is of one
-#: element.
-OUTPUTS = 4
+#: Results of a thread, below each other, by window. 4 of a 3x3 window by two look at 9 rows of x, one by one
+#: they would at 12; at stride 1, where a result has fewer bytes to hide the work behind, 8 look at 10 instead
+#: of 24.
+OUTPUTS = {(2, 2): 4, (3, 2): 4, (3, 1): 8}
 #: The argmax of each pass as the kernels have it.
 PLACES = {"fprop_argmax": "int32_t", "fprop_tap": "uint8_t"}
 
@@ -38,8 +38,9 @@ def _program(problem: Problem, place: str | None) -> Program:
         size, stride = window
         pair = comes_in_pairs(problem)
         odd = problem.pad_left % 2 if pair else 0
-        known = typed(problem, 2 if pair else vector, size, size, stride, OUTPUTS, odd, *last)
-        tile = Tile(source, f"{name}_window<{known}>", OUTPUTS, 2 if pair else 1, vector, sass)
+        outputs = OUTPUTS[window]
+        known = typed(problem, 2 if pair else vector, size, size, stride, outputs, odd, *last)
+        tile = Tile(source, f"{name}_window<{known}>", outputs, 2 if pair else 1, vector, sass)
     return launch(problem, tile, operands, problem.p, problem.q)
 
 

@@ -13,9 +13,16 @@
 
 namespace pyconv {
 
-// Blocks that a multiprocessor must be able to hold: 1024 threads, of 64 registers each (README.md, bytes in flight).
+// Blocks that a multiprocessor must be able to hold. 1024 threads of 64 registers each keep enough bytes in flight for an
+// H100 (README.md); devices before it have less bandwidth to fill, and need more registers where they have no
+// comparison of bfloat16 pairs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kResidentThreads = 768;
+#else
+constexpr int kResidentThreads = 1024;
+#endif
 template <int kThreads>
-constexpr int kBlocks = 1024 / kThreads;
+constexpr int kBlocks = kResidentThreads / kThreads;
 
 // Division by a number that the host knows, as a multiplication (Granlund and Montgomery, Division by Invariant
 // Integers using Multiplication, 1994). Holds for numerators below 2^31. items.py makes the multiplier.

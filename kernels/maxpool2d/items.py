@@ -139,7 +139,7 @@ EDGES = (
         for c, h, w in ((8, 7, 6), (3, 8, 10), (16, 10, 4), (1, 17, 12))
     ),
     *(f"maxpool2d n1c{c}h{h}w{w} r3s3 st2 pd1" for c, h, w in ((8, 6, 8), (2, 7, 10), (4, 9, 7), (3, 16, 6))),
-    *(f"maxpool2d n1c{c}h{h}w{w} r3s3 st1 pd1" for c, h, w in ((8, 3, 4), (2, 4, 6), (4, 5, 5), (9, 9, 8))),
+    *(f"maxpool2d n1c{c}h{h}w{w} r3s3 st1 pd1" for c, h, w in ((8, 3, 4), (2, 7, 6), (4, 9, 5), (9, 17, 8))),
     "maxpool2d n2c8h11w10 r3s3 st2 pd0 ceil",
     "maxpool2d n2c2h9w8 r3s3 st1 pd0",
     "maxpool2d n1c8h6w6 r2s2 st2 pd1",

@@ -5,15 +5,26 @@
 // So the first of equal values stays (-0 equals +0) and of several NaNs the last is the result. The rule is associative
 // over runs of taps in row-major order: the best of row 0, then of row 1, ... is the best of the window.
 //
+// Without taps any NaN will do, and half of the comparisons go: the best of the numbers is kept, and beside it a sum of
+// magnitudes, which is a NaN if and only if one of them is (infinities of one sign add up to infinity). Additions and
+// comparisons have different units, and it is the comparisons' that would be short (README.md).
+//
 // A Rule says what is compared: a Word holds kLanes elements, a Hit says which of them win, a Tap is where they came
 // from. OneLane has one element in a register; TwoLanes has two 16-bit elements in one, whose Hit is a mask, so that
-// one bitwise instruction selects both values or both taps. It halves the work of 16-bit types, which otherwise would
-// not keep up with their smaller bytes (README.md).
+// one bitwise instruction selects both values or both taps.
 #pragma once
 #include "common/numbers.h"
 #include "common/vector.h"
 
 namespace pyconv {
+
+#if defined(PYCONV_EMULATED)
+PYCONV_DEVICE float magnitude(float value) { return __builtin_fabsf(value); }
+PYCONV_DEVICE double magnitude(double value) { return __builtin_fabs(value); }
+#else
+PYCONV_DEVICE float magnitude(float value) { return fabsf(value); }
+PYCONV_DEVICE double magnitude(double value) { return fabs(value); }
+#endif
 
 template <class T>
 struct OneLane {
@@ -26,52 +37,87 @@ struct OneLane {
   PYCONV_DEVICE Tap tap_of(int tap) { return tap; }
   PYCONV_DEVICE Tap taps_of(int tap, int) { return tap; }
   PYCONV_DEVICE int tap_in(Tap tap, int) { return tap; }
-  PYCONV_DEVICE Hit beats(Word later, Word best) { return later > best || later != later; }
+  PYCONV_DEVICE Hit larger(Word later, Word best) { return later > best; }
+  PYCONV_DEVICE Hit is_nan(Word word) { return word != word; }
+  PYCONV_DEVICE Hit either(Hit a, Hit b) { return a || b; }
+  PYCONV_DEVICE Word magnitudes(Word a, Word b) { return magnitude(a) + magnitude(b); }
   template <class Value>
   PYCONV_DEVICE Value choose(Hit hit, Value yes, Value no) {
     return hit ? yes : no;
   }
 };
 
-#if defined(PYCONV_EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
-#define PYCONV_WIDE_BFLOAT16_COMPARISON  // comparisons of bfloat16 pairs came with sm_90
-#endif
-
-PYCONV_DEVICE float lane_of(Half, uint32_t word, int lane) { return widen(Half{uint16_t(word >> 16 * lane)}); }
-PYCONV_DEVICE float lane_of(BFloat16, uint32_t word, int lane) {
-  return float_of_bits(lane ? word & 0xffff0000u : word << 16);
-}
-// Which lanes of `later` beat those of `best`, as ones, by widening.
+// Comparisons and sums of pairs: one instruction each, or by widening where there is none.
 template <class T>
-PYCONV_DEVICE uint32_t beats_widened(uint32_t later, uint32_t best) {
-  const bool low = OneLane<T>::beats(lane_of(T{}, later, 0), lane_of(T{}, best, 0));
-  const bool high = OneLane<T>::beats(lane_of(T{}, later, 1), lane_of(T{}, best, 1));
-  return (low ? 0x0000ffffu : 0) | (high ? 0xffff0000u : 0);
-}
-PYCONV_DEVICE uint32_t beats_pairwise(Half, uint32_t later, uint32_t best) {
+struct Widened {
+  PYCONV_DEVICE float lane(uint32_t word, int lane) { return widen(T{uint16_t(word >> 16 * lane)}); }
+  PYCONV_DEVICE uint32_t larger(uint32_t a, uint32_t b) {
+    return (lane(a, 0) > lane(b, 0) ? 0x0000ffffu : 0) | (lane(a, 1) > lane(b, 1) ? 0xffff0000u : 0);
+  }
+  PYCONV_DEVICE uint32_t is_nan(uint32_t a) {
+    return (lane(a, 0) != lane(a, 0) ? 0x0000ffffu : 0) | (lane(a, 1) != lane(a, 1) ? 0xffff0000u : 0);
+  }
+  PYCONV_DEVICE uint32_t magnitudes(uint32_t a, uint32_t b) {
+    const T low = narrow<T>(magnitude(lane(a, 0)) + magnitude(lane(b, 0)));
+    const T high = narrow<T>(magnitude(lane(a, 1)) + magnitude(lane(b, 1)));
+    return low.bits | uint32_t(high.bits) << 16;
+  }
+};
+
 #if defined(PYCONV_EMULATED)
-  return beats_widened<Half>(later, best);
+template <class T>
+using Pairwise = Widened<T>;
 #else
-  uint32_t larger, nan;
-  asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(later), "r"(best));
-  asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(nan) : "r"(later));
-  return larger | nan;
+template <class T>
+struct Pairwise;
+template <>
+struct Pairwise<Half> {
+  PYCONV_DEVICE uint32_t larger(uint32_t a, uint32_t b) {
+    uint32_t mask;
+    asm("set.gt.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+    return mask;
+  }
+  PYCONV_DEVICE uint32_t is_nan(uint32_t a) {
+    uint32_t mask;
+    asm("set.nan.u32.f16x2 %0, %1, %1;" : "=r"(mask) : "r"(a));
+    return mask;
+  }
+  PYCONV_DEVICE uint32_t magnitudes(uint32_t a, uint32_t b) {
+    uint32_t sum;
+    asm("{ .reg .b32 a, b; abs.f16x2 a, %1; abs.f16x2 b, %2; add.f16x2 %0, a, b; }" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+  }
+};
+#if __CUDA_ARCH__ >= 900
+template <>
+struct Pairwise<BFloat16> {
+  PYCONV_DEVICE uint32_t larger(uint32_t a, uint32_t b) {
+    uint32_t mask;
+    asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+    return mask;
+  }
+  PYCONV_DEVICE uint32_t is_nan(uint32_t a) {
+    uint32_t mask;
+    asm("set.nan.u32.bf16x2 %0, %1, %1;" : "=r"(mask) : "r"(a));
+    return mask;
+  }
+  PYCONV_DEVICE uint32_t magnitudes(uint32_t a, uint32_t b) {
+    uint32_t sum;
+    asm("{ .reg .b32 a, b; abs.bf16x2 a, %1; abs.bf16x2 b, %2; add.bf16x2 %0, a, b; }"
+        : "=r"(sum)
+        : "r"(a), "r"(b));
+    return sum;
+  }
+};
+#else  // bfloat16 pairs are compared from sm_90 on
+template <>
+struct Pairwise<BFloat16> : Widened<BFloat16> {};
 #endif
-}
-PYCONV_DEVICE uint32_t beats_pairwise(BFloat16, uint32_t later, uint32_t best) {
-#if defined(PYCONV_WIDE_BFLOAT16_COMPARISON)
-  return beats_widened<BFloat16>(later, best);
-#else
-  uint32_t larger, nan;
-  asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(later), "r"(best));
-  asm("set.nan.u32.bf16x2 %0, %1, %1;" : "=r"(nan) : "r"(later));
-  return larger | nan;
 #endif
-}
 
 // Lane 0 in the low 16 bits, as in memory. A tap, too, has 16 bits.
 template <class T>
-struct TwoLanes {
+struct TwoLanes : Pairwise<T> {
   static_assert(sizeof(T) == 2, "two elements of a Word are 16 bits each");
   typedef uint32_t Word, Hit, Tap;
   static constexpr int kLanes = 2;
@@ -80,9 +126,9 @@ struct TwoLanes {
   PYCONV_DEVICE Word lowest_of(BFloat16) { return 0xff80ff80u; }
   PYCONV_DEVICE Word lowest() { return lowest_of(T{}); }  // -inf, -inf
   PYCONV_DEVICE Tap tap_of(int tap) { return taps_of(tap, tap); }
-  PYCONV_DEVICE Tap taps_of(int low, int high) { return uint32_t(low) | uint32_t(high) << 16; }
+  PYCONV_DEVICE Tap taps_of(int low, int high) { return uint32_t(low & 0xffff) | uint32_t(high) << 16; }
   PYCONV_DEVICE int tap_in(Tap tap, int lane) { return int(tap >> 16 * lane & 0xffffu); }
-  PYCONV_DEVICE Hit beats(Word later, Word best) { return beats_pairwise(T{}, later, best); }
+  PYCONV_DEVICE Hit either(Hit a, Hit b) { return a | b; }
   PYCONV_DEVICE uint32_t choose(Hit hit, uint32_t yes, uint32_t no) { return (hit & yes) | (~hit & no); }
 };
 
@@ -145,49 +191,81 @@ PYCONV_DEVICE void store_values(T* at, const Values<T, kElements>& values) {
   }
 }
 
-// kElements maxima and, if kTaps, the taps they come from.
+// kElements maxima, and the taps they come from; or without taps, sums of magnitudes for their NaNs.
 template <class T, int kElements, bool kTaps>
-struct Best {
+struct Best;
+template <class T, int kElements>
+struct Best<T, kElements, true> {
   Values<T, kElements> value;
-  typename Rule<T, kElements>::Tap tap[kTaps ? kWordsOf<T, kElements> : 1];
+  typename Rule<T, kElements>::Tap tap[kWordsOf<T, kElements>];
+};
+template <class T, int kElements>
+struct Best<T, kElements, false> {
+  Values<T, kElements> value, magnitude;
 };
 
+// The first of some taps, numbered `tap`.
 template <bool kTaps, class T, int kElements>
 PYCONV_DEVICE Best<T, kElements, kTaps> start(const Values<T, kElements>& values,
                                               typename Rule<T, kElements>::Tap tap) {
   Best<T, kElements, kTaps> best;
   best.value = values;
-  if constexpr (kTaps)
+  if constexpr (kTaps) {
     for (auto& each : best.tap) each = tap;
+  } else {
+    best.magnitude = values;
+  }
   return best;
 }
 template <class T, int kElements, bool kTaps>
-PYCONV_DEVICE void add_taps(Best<T, kElements, kTaps>& best, int offset) {
+PYCONV_DEVICE void add_to_taps(Best<T, kElements, kTaps>& best, int offset) {
   if constexpr (kTaps)
     for (auto& tap : best.tap) tap += Rule<T, kElements>::tap_of(offset);
 }
 
-// `later` holds the best of taps after those of `best`; its own taps count from `offset`.
-template <class T, int kElements, bool kTaps>
-PYCONV_DEVICE void take(Best<T, kElements, kTaps>& best, const Best<T, kElements, kTaps>& later, int offset) {
+// `later` holds taps after those of `best`; its own count from `offset`.
+template <class T, int kElements>
+PYCONV_DEVICE void take(Best<T, kElements, true>& best, const Best<T, kElements, true>& later, int offset) {
   typedef Rule<T, kElements> R;
   PYCONV_UNROLL
   for (int i = 0; i < kWordsOf<T, kElements>; ++i) {
-    const auto hit = R::beats(later.value.word[i], best.value.word[i]);
-    best.value.word[i] = R::choose(hit, later.value.word[i], best.value.word[i]);
-    if constexpr (kTaps) best.tap[i] = R::choose(hit, later.tap[i] + R::tap_of(offset), best.tap[i]);
+    const auto value = later.value.word[i];
+    const auto hit = R::either(R::larger(value, best.value.word[i]), R::is_nan(value));
+    best.value.word[i] = R::choose(hit, value, best.value.word[i]);
+    best.tap[i] = R::choose(hit, later.tap[i] + R::tap_of(offset), best.tap[i]);
   }
 }
-// The same for values that are all of one tap.
-template <class T, int kElements, bool kTaps>
-PYCONV_DEVICE void take(Best<T, kElements, kTaps>& best, const Values<T, kElements>& later, int tap) {
+template <class T, int kElements>
+PYCONV_DEVICE void take(Best<T, kElements, false>& best, const Best<T, kElements, false>& later, int) {
   typedef Rule<T, kElements> R;
   PYCONV_UNROLL
   for (int i = 0; i < kWordsOf<T, kElements>; ++i) {
-    const auto hit = R::beats(later.word[i], best.value.word[i]);
-    best.value.word[i] = R::choose(hit, later.word[i], best.value.word[i]);
-    if constexpr (kTaps) best.tap[i] = R::choose(hit, R::tap_of(tap), best.tap[i]);
+    const auto value = later.value.word[i];
+    best.magnitude.word[i] = R::magnitudes(best.magnitude.word[i], later.magnitude.word[i]);
+    best.value.word[i] = R::choose(R::larger(value, best.value.word[i]), value, best.value.word[i]);
   }
+}
+// One tap.
+template <class T, int kElements, bool kTaps>
+PYCONV_DEVICE void take(Best<T, kElements, kTaps>& best, const Values<T, kElements>& later, int tap) {
+  take(best, start<kTaps>(later, Rule<T, kElements>::tap_of(0)), tap);
+}
+
+// What the maxima are in the end.
+template <class T, int kElements>
+PYCONV_DEVICE const Values<T, kElements>& maxima(const Best<T, kElements, true>& best) {
+  return best.value;
+}
+template <class T, int kElements>
+PYCONV_DEVICE Values<T, kElements> maxima(const Best<T, kElements, false>& best) {
+  typedef Rule<T, kElements> R;
+  Values<T, kElements> values;
+  PYCONV_UNROLL
+  for (int i = 0; i < kWordsOf<T, kElements>; ++i) {
+    const auto magnitude = best.magnitude.word[i];
+    values.word[i] = R::choose(R::is_nan(magnitude), magnitude, best.value.word[i]);
+  }
+  return values;
 }
 
 }  // namespace pyconv

@@ -17,23 +17,15 @@ constexpr bool kHasPlaces = true;
 template <>
 constexpr bool kHasPlaces<NoPlace> = false;
 
-// The window of one result: its first tap lies at (h, w), and these of its taps are inside the image.
-struct Window {
-  int h, w;
-  Taps rows, columns;
-};
-PYCONV_DEVICE bool covers_nothing(const Window& window) {
-  return window.rows.begin >= window.rows.end || window.columns.begin >= window.columns.end;
-}
-
-PYCONV_DEVICE void place_into(int32_t& place, const Pool2dProblem& problem, const Items& items,
-                              const Window& window, int tap) {
+// The argmax of the window whose first tap is at (h, w), its winner being `tap`. `nothing` is -1 if it covers nothing,
+// else 0; that becomes the -1, or the 255, without a branch.
+template <class Place>
+PYCONV_DEVICE Place place_of(const Pool2dProblem& problem, const Items& items, int h, int w, int tap,
+                             int nothing) {
+  if constexpr (sizeof(Place) == 1) return Place(tap | nothing);
   const int r = int(quotient(uint32_t(tap), items.taps)), s = tap - r * int(problem.s);
-  const int h = window.h + r * int(problem.dilation_h), w = window.w + s * int(problem.dilation_w);
-  place = covers_nothing(window) ? -1 : h * int(problem.w) + w;
-}
-PYCONV_DEVICE void place_into(uint8_t& place, const Pool2dProblem&, const Items&, const Window& window, int tap) {
-  place = covers_nothing(window) ? uint8_t(255) : uint8_t(tap);
+  h += r * int(problem.dilation_h), w += s * int(problem.dilation_w);
+  return Place((h * int(problem.w) + w) | nothing);
 }
 
 // kCount of anything side by side, in memory instructions of at most 16 bytes. Aligned to kCount elements, or 16 bytes.
