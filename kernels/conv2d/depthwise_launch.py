@@ -111,7 +111,7 @@ def wgrad(problem: Problem) -> Program:
 def one_channel_per_filter(problem: Problem) -> str | None:
     assert isinstance(problem, Conv2dProblem)
     if problem.group_c != 1:
-        return f"c/groups is {problem.group_c}: not depthwise"
+        return "not depthwise (c/groups = 1)"
     if max(problem.h, problem.p, problem.r * problem.s) >= 2**16:
         return "more than 65535 rows or taps, which are an axis of the grid"
     if problem.n * problem.p * problem.q >= 2**31:
