@@ -101,6 +101,11 @@ class Product:
             self.c.copy_elements(c, DTYPES[self.result].itemsize),
         )
 
+    def blocks(self, tile: Tile) -> int:
+        """Blocks of a grid with that tile."""
+        tiles = blocks(self.gemm_m, tile.bm) * blocks(self.gemm_n, tile.bn)
+        return tiles * self.batch * self.splits
+
     def to_c(self) -> CGemmProblem:
         """``GemmProblem`` of ``operands.h``."""
 
@@ -173,8 +178,9 @@ class Rung:
         name: ``tiled``, ``register``, ``pipelined``, ...
         source: Under ``kernels/``.
         dtypes: Of the operands.
-        tile: Its tile by dtype.
+        tile: Its tile by dtype, the largest if it has several.
         kernel: The instantiation for a product.
+        choose: The tile of a product, if it has several. They all add in the same order.
         sass: Machine instructions that an instantiation must show.
     """
 
@@ -184,14 +190,14 @@ class Rung:
     tile: Callable[[str], Tile]
     kernel: Callable[[Product], str]
     sass: Callable[[Product], tuple[str, ...]] = lambda product: ()
+    choose: Callable[[Product], Tile] | None = None
 
     def step(self, product: Product) -> Step:
-        tile = self.tile(product.dtype)
-        tiles = blocks(product.gemm_m, tile.bm) * blocks(product.gemm_n, tile.bn)
+        tile = self.choose(product) if self.choose else self.tile(product.dtype)
         return Step(
             self.source,
             self.kernel(product),
-            (tiles * product.batch * product.splits, 1, 1),
+            (product.blocks(tile), 1, 1),
             (tile.threads, 1, 1),
             (product.to_c(), product.a.at, product.b.at, "bias", product.c.at),
             tile.shared_bytes,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pyconv.kernels.gemm.gemm_launch import Product, Rung, Tile, instantiation
 
+from pyconv.backends.program import blocks
 from pyconv.problem import DTYPES
 
 # ---- tiled -----------------------------------------------------------------------------------------------
@@ -48,18 +49,39 @@ def _register(product: Product) -> str:
 STAGES = 3
 
 
-def _pipelined_tile(dtype: str) -> Tile:
-    """32 vectors of 16 bytes each way (``gemm_pipelined.cu`` says how lanes share them), 16 terms at a time.
+#: Multiprocessors of an H100, among which the choice of a tile shares out the blocks.
+MULTIPROCESSORS = 132
 
-    Larger BK would save barriers, but 3 stages of it would leave room for one block only; with 8, loop and
-    barrier would be a tenth of the instructions.
-    """
-    vector = 16 // DTYPES[dtype].itemsize
-    bm = bn = 32 * vector
-    bk = 16
-    padding = vector  # of a line, if it is transposed while copied; always counted
-    shared_bytes = STAGES * bk * (bm + bn + 2 * padding) * DTYPES[dtype].itemsize
-    return Tile(bm, bn, bk, threads=256, shared_bytes=shared_bytes)
+#: Tiles, as multiples of 16 vectors of 16 bytes each way (``gemm_pipelined.cu`` says how lanes share them),
+#: and how fast a thread's FMAs go with each: their share of the instructions of the inner loop, the largest
+#: tile's as one.
+SPEEDS = {(2, 2): 1.0, (1, 2): 0.9, (2, 1): 0.9, (1, 1): 0.75}
+
+#: Terms of a tile. With 8, loop and barrier would be a tenth of the instructions; 3 stages of 32 would leave
+#: room for one block on a multiprocessor.
+PIPELINED_BK = 16
+
+
+def _pipelined_tiles(dtype: str) -> dict[Tile, float]:
+    """Every tile and its speed, the largest first."""
+    size = DTYPES[dtype].itemsize
+    vector, tiles = 16 // size, {}
+    for (rows, columns), speed in SPEEDS.items():
+        bm, bn = rows * 16 * vector, columns * 16 * vector
+        padding = 2 * vector  # of lines that are transposed while copied; always counted
+        shared_bytes = STAGES * PIPELINED_BK * (bm + bn + padding) * size
+        tiles[Tile(bm, bn, PIPELINED_BK, 256, shared_bytes)] = speed
+    return tiles
+
+
+def _pipelined_tile(product: Product) -> Tile:
+    """The tile with which the multiprocessor that has the most blocks is done first."""
+    tiles = _pipelined_tiles(product.dtype)
+
+    def time(tile: Tile) -> float:
+        return blocks(product.blocks(tile), MULTIPROCESSORS) * tile.bm * tile.bn / tiles[tile]
+
+    return min(tiles, key=time)
 
 
 def _copies(product: Product) -> tuple[int, int]:
@@ -73,7 +95,7 @@ def _copies(product: Product) -> tuple[int, int]:
 
 
 def _pipelined(product: Product) -> str:
-    tile = _pipelined_tile(product.dtype)
+    tile = _pipelined_tile(product)
     return instantiation("gemm_pipelined", product, *_copies(product), tile.bm, tile.bn, tile.bk, STAGES)
 
 
@@ -87,5 +109,11 @@ EVERY_DTYPE = ("f32", "f64", "f16", "bf16")
 TILED_RUNG = Rung("tiled", "gemm/gemm_tiled.cu", EVERY_DTYPE, _tiled_tile, _tiled)
 REGISTER_RUNG = Rung("register", "gemm/gemm_register.cu", EVERY_DTYPE, _register_tile, _register)
 PIPELINED_RUNG = Rung(
-    "pipelined", "gemm/gemm_pipelined.cu", ("f32", "f64"), _pipelined_tile, _pipelined, _pipelined_sass
+    "pipelined",
+    "gemm/gemm_pipelined.cu",
+    ("f32", "f64"),
+    lambda dtype: next(iter(_pipelined_tiles(dtype))),
+    _pipelined,
+    _pipelined_sass,
+    _pipelined_tile,
 )
