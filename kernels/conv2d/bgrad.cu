@@ -1,8 +1,8 @@
-// Bias gradient: db[k] = sum over n,p,q of dy[n,k,p,q]. Every element is read once and added once, so memory is the
-// limit: 16-byte loads, and enough blocks to keep it busy.
+// Bias gradient: db[k] = sum over n,p,q of dy[n,k,p,q]. Every element is read once and added once, so memory is
+// the limit: 16-byte loads, and enough blocks to keep it busy.
 //
 // Two steps, because one block per filter would be too few and adding atomically has no fixed order:
-//   bgrad_nchw, bgrad_nhwc   each block adds up a chunk of n,p,q               -> partial[k][chunk] in the workspace
+//   bgrad_nchw, bgrad_nhwc   each block adds up a chunk of n,p,q               -> partial[k][chunk] (workspace)
 //   bgrad_total              each warp adds up the partial sums of one filter  -> db[k]
 // The chunks, and so the order of every sum, come from the problem.
 //

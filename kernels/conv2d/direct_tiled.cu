@@ -20,22 +20,11 @@
 //                   patch     [in channel][image][row][column]    (patch.cuh)
 //                   sources   [image][row][column]                where that place lies in `in`
 #include "conv2d/direct_tiled_stage.cuh"
+#include "conv2d/register_tile.cuh"
 
 namespace pyconv {
 
 // ---- Compute -------------------------------------------------------------------------------------------------
-
-// TN filters of one tap, the same for all lanes of a warp.
-template <int TN, class Sum>
-PYCONV_DEVICE void load_filters(Sum (&own)[TN], const Sum* from) {
-  constexpr int V = kVector16<Sum>;
-  PYCONV_UNROLL
-  for (int j = 0; j < TN; j += V) {
-    const Vector<Sum, V> part = load_vector<V>(from + j);
-    PYCONV_UNROLL
-    for (int v = 0; v < V; ++v) own[j + v] = part.element[v];
-  }
-}
 
 // Adds the products of one chunk. `patch` and `filters` are where this thread's first pixel and filter lie.
 template <int TM, int TN, class Sum>
@@ -51,20 +40,16 @@ PYCONV_DEVICE void multiply(Sum (&sums)[TM][TN], const TiledPlan& plan, const Ti
       Sum own_pixels[TM], own_filters[TN];
       PYCONV_UNROLL
       for (int i = 0; i < TM; ++i) own_pixels[i] = pixel[i * plan.rows.in_step * plan.patch.row_pitch];
-      load_filters(own_filters, filter);
-      PYCONV_UNROLL
-      for (int i = 0; i < TM; ++i) {
-        PYCONV_UNROLL
-        for (int j = 0; j < TN; ++j) sums[i][j] = fused(own_pixels[i], own_filters[j], sums[i][j]);
-      }
+      load_run(own_filters, filter);
+      add_outer_product(sums, own_pixels, own_filters);
       pixel += plan.patch.channel_pitch;
       filter += taps * plan.filter_pitch;
     }
   }
 }
 
-// The same for kTaps x kTaps taps at stride and dilation 1: pixels that a thread has read for one row of taps stay
-// in registers for the others.
+// The same for kTaps x kTaps taps at stride and dilation 1: pixels that a thread has read for one row of
+// taps stay in registers for the others.
 template <int kTaps, int TM, int TN, class Sum>
 PYCONV_DEVICE void multiply_square(Sum (&sums)[TM][TN], const TiledPlan& plan, const Sum* patch,
                                    const Sum* filters, int channels) {
@@ -77,12 +62,8 @@ PYCONV_DEVICE void multiply_square(Sum (&sums)[TM][TN], const TiledPlan& plan, c
       PYCONV_UNROLL
       for (int r = 0; r < kTaps; ++r) {
         Sum own_filters[TN];
-        load_filters(own_filters, filters + (r * kTaps + s) * plan.filter_pitch);
-        PYCONV_UNROLL
-        for (int i = 0; i < TM; ++i) {
-          PYCONV_UNROLL
-          for (int j = 0; j < TN; ++j) sums[i][j] = fused(own_pixels[i + r], own_filters[j], sums[i][j]);
-        }
+        load_run(own_filters, filters + (r * kTaps + s) * plan.filter_pitch);
+        add_outer_product(sums, own_pixels + r, own_filters);
       }
     }
     patch += plan.patch.channel_pitch;

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from pyconv.kernels.conv2d.gather import Axis, gather
-from pyconv.kernels.conv2d.patch import Patch, make_patch
+from pyconv.kernels.conv2d.patch import Patch, make_patch, quiet_pitch
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32
+from pyconv.kernels.conv2d.wgrad_sum_launch import sum_splits
 
 from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_layout, cpp_type
 from pyconv.problem import Conv2dProblem, Problem
@@ -36,8 +36,6 @@ BLOCKS = 528
 SPLIT_PIXELS = 256
 #: Most bytes of all copies of dw.
 WORKSPACE_BYTES = 64 << 20
-#: Splits that are added side by side in the second kernel, before their sums are.
-SUM_ROWS = 8
 
 
 class WgradAxis(ctypes.Structure):
@@ -62,29 +60,6 @@ class WgradPlan(ctypes.Structure):
             )
         ),
     )  # fmt: skip
-
-
-def conflicts(places: list[int], pitch: int, banks: int) -> int:
-    """How often ``banks`` neighbouring lanes, on neighbouring entries (c, tap), meet in one bank at worst.
-
-    Args:
-        places: Of the taps, within a channel.
-        pitch: Between channels.
-        banks: Of shared memory, for words of the size of a sum.
-    """
-    taps = len(places)
-    worst = 0
-    for first in range(0, min(taps, 4) * banks, banks):
-        hit = {e // taps * pitch + places[e % taps] for e in range(first, first + banks)}
-        worst = max(worst, *Counter(place % banks for place in hit).values())
-    return worst
-
-
-def quiet_pitch(places: tuple[int, ...], least: int, banks: int) -> int:
-    """The pitch between channels, at least ``least``, with the fewest bank conflicts."""
-    if len(places) > 4 * banks:  # a warp then has one channel, and the pitch does not matter
-        return least
-    return min(range(least, least + banks, 2), key=lambda pitch: conflicts(list(places), pitch, banks))
 
 
 @dataclass(frozen=True)
@@ -217,15 +192,8 @@ def wgrad(problem: Problem) -> Program:
         tile = best_tile(a)
         assert tile is not None, "refused by the restriction"
         splits, steps = _products(a, tile)
-    total = Step(
-        SOURCE,
-        kernel=f"wgrad_sum_splits<{cpp_type(a)}, {cpp_layout(a)}, {SUM_ROWS}>",
-        grid=(blocks(a.w_size, 32), 1, 1),
-        block=(32 * SUM_ROWS, 1, 1),
-        arguments=(a, ctypes.c_int32(splits), Scratch(), "dw"),
-    )
     sum_bytes = 8 if a.dtype == "f64" else 4
-    return Program((*steps, total), workspace_bytes=splits * a.w_size * sum_bytes)
+    return Program((*steps, sum_splits(a, splits)), workspace_bytes=splits * a.w_size * sum_bytes)
 
 
 def _products(a: Conv2dProblem, tile: Tile) -> tuple[int, tuple[Step, ...]]:

@@ -1,9 +1,8 @@
 // fprop and dgrad as one gather: every output pixel sums over a list of taps, for each tap one input pixel.
 //
-//   fprop   y[n,k,p,q]  = sum over c,r,s of  x[n,c,h,w] * w[k,c,r,s]     h = p*stride_h - pad_top + r*dilation_h
-//   dgrad   dx[n,c,h,w] = sum over k,r,s of dy[n,k,p,q] * w[k,c,r,s]     p = (h + pad_top - r*dilation_h) /
-//   stride_h
-//                                                                        where the division is exact
+//   fprop   y[n,k,p,q]  = sum over c,r,s of  x[n,c,h,w] * w[k,c,r,s]   h = p*stride_h - pad_top + r*dilation_h
+//   dgrad   dx[n,c,h,w] = sum over k,r,s of dy[n,k,p,q] * w[k,c,r,s]   p = (h + pad_top - r*dilation_h) / stride_h
+//                                                                      where the division is exact; w, q alike
 //
 // "out" and "in" stand for y and x in fprop, for dx and dy in dgrad. The rows of dx fall into stride_h residue
 // classes (h mod stride_h). Within one class the rows r that divide exactly are the same, stride_h / gcd(stride_h,

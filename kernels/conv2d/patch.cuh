@@ -4,8 +4,8 @@
 //
 //   [channel][image][row][column]     a "place" is an element of one channel
 //
-// With stride 2, neighbouring outputs read every second column; were those two words apart, two lanes would meet in
-// every bank. A row therefore keeps its columns apart by residue: column u lies at
+// With stride 2, neighbouring outputs read every second column; were those two words apart, two lanes would meet
+// in every bank. A row therefore keeps its columns apart by residue: column u lies at
 // u % column_step * column_pitch + u / column_step, and neighbouring outputs read neighbouring words.
 #pragma once
 #include "common/numbers.h"
@@ -68,8 +68,8 @@ PYCONV_DEVICE void stage_nhwc(Sum* to, const Patch& patch, const int64_t* source
   }
 }
 
-// Fills the patch with `channels` channels from `first_channel` on, counted from that of the sources. `is_aligned`:
-// in nhwc, where a pixel's channels begin and how many there are is a multiple of V, at every pixel.
+// Fills the patch with `channels` channels from `first_channel` on, counted from that of the sources.
+// `is_aligned`: in nhwc, where a pixel's channels begin and how many there are is a multiple of V at every pixel.
 template <int kThreads, int V, class T, Layout kLayout, class Sum>
 PYCONV_DEVICE void stage_patch(Sum* to, const Patch& patch, const int64_t* sources,
                                const Tensor<const T, kLayout>& in, int first_channel, int channels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 
 from pyconv.kernels.conv2d.gather import Axis
 
@@ -49,3 +50,26 @@ def make_patch(
     return Patch(
         images, rows.unit, columns.unit, columns.in_step, column_pitch, row_pitch, image_pitch, channel_pitch
     )
+
+
+def conflicts(places: list[int], pitch: int, banks: int) -> int:
+    """How often ``banks`` neighbouring lanes, on neighbouring entries (c, tap), meet in one bank at worst.
+
+    Args:
+        places: Of the taps, within a channel.
+        pitch: Between channels.
+        banks: Of shared memory, for words of the size of a sum.
+    """
+    taps = len(places)
+    worst = 0
+    for first in range(0, min(taps, 4) * banks, banks):
+        hit = {e // taps * pitch + places[e % taps] for e in range(first, first + banks)}
+        worst = max(worst, *Counter(place % banks for place in hit).values())
+    return worst
+
+
+def quiet_pitch(places: tuple[int, ...], least: int, banks: int) -> int:
+    """The pitch between channels, at least ``least``, with the fewest bank conflicts."""
+    if len(places) > 4 * banks:  # a warp then has one channel, and the pitch does not matter
+        return least
+    return min(range(least, least + banks, 2), key=lambda pitch: conflicts(list(places), pitch, banks))
