@@ -233,8 +233,9 @@ def run(options: argparse.Namespace) -> int:
 
     # The tests first: a kernel that is wrong is not worth a measurement.
     if "tests" in options.stages:
-        result["stages"] += list(_tests(options))
-        save()
+        for stage in _tests(options):
+            result["stages"].append(stage)
+            save()
     if "bench" in options.stages:
         _bench(options, result, save)
     if "calls" in options.stages:

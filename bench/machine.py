@@ -118,12 +118,13 @@ def device_versions() -> dict[str, str]:
 
     from pyconv.backends import nvrtc
 
+    compiler = nvrtc.find()
     cupy = map(package, ("cupy-cuda13x", "cupy-cuda12x", "cupy"))
     return {
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
         "cupy": next((version for version in cupy if version != "none"), "none"),
-        "nvrtc": nvrtc.version(),
+        "nvrtc": "none" if isinstance(compiler, str) else "{}.{}".format(*compiler.version),
     }
 
 

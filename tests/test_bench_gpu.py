@@ -13,6 +13,7 @@ import torch
 from bench import gpu, gpu_report, machine, run
 from bench.problems import SHAPES, read_cases
 from bench.timing import wall_turn
+from pyconv.backends import nvrtc
 from pyconv.problem import parse_problem
 
 DEVICE = {
@@ -115,3 +116,12 @@ def test_the_share_is_of_the_ceiling_that_binds(problem: str, bound: str) -> Non
     ceilings = {"copy": 1e12, "fma_f32": 1e13}
     seconds = {"bytes": row["bytes"] / 1e12, "flops": row["flops"] / 1e13}
     assert gpu_report._least_ns(row, ceilings) == pytest.approx(seconds[bound] * 1e9)
+
+
+def test_the_versions_that_a_comparison_depends_on_are_found_without_a_device_too() -> None:
+    versions = machine.device_versions()
+    assert {"cuda", "cudnn", "cupy", "nvrtc"} == set(versions)
+    compiler = nvrtc.find()
+    assert versions["nvrtc"] == (
+        "none" if isinstance(compiler, str) else ".".join(map(str, compiler.version))
+    )

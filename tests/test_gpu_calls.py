@@ -34,8 +34,6 @@ NAIVE = find("conv2d.fprop.direct_naive@cuda")
 class Driver:
     """Stands in for ``cupy.cuda.driver``, and writes down what it is asked."""
 
-    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
-
     class CUDADriverError(RuntimeError):
         pass
 

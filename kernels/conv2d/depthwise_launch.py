@@ -19,8 +19,9 @@ VECTORS = 8
 THREADS = 256
 #: Filters known when compiling, ``(size, stride)``: MobileNet's and EfficientNet's.
 KNOWN = ((3, 1), (3, 2), (5, 1), (5, 2))
-#: wgrad: pixels of a chunk, at least: 16 for each thread, so that the block's closing sum is little work.
-CHUNK_PIXELS = 4096
+#: wgrad: pixels of a chunk, at least: 16 for each thread, so that the block's closing sum is little work. In
+#: nhwc a block has 32 filters and 8 pixels at a time: with larger chunks most of a device would be idle.
+CHUNK_PIXELS = {"nchw": 16 * THREADS, "nhwc": 16 * THREADS // 32}
 #: wgrad: chunks, at most: enough blocks for any device, and partial sums far smaller than x and dy.
 MOST_CHUNKS = 256
 
@@ -81,11 +82,12 @@ def dgrad(problem: Problem) -> Program:
 def wgrad(problem: Problem) -> Program:
     assert isinstance(problem, Conv2dProblem)
     rows = problem.n * problem.p
-    rows_per_chunk = max(blocks(CHUNK_PIXELS, max(problem.q, 1)), blocks(rows, MOST_CHUNKS), 1)
-    chunks = max(1, blocks(rows, rows_per_chunk))
     known = _filter(problem)
     taps = problem.r * problem.s if known.startswith("0") else 1
     is_nchw = problem.layout == "nchw"
+    least_rows = blocks(CHUNK_PIXELS[problem.layout], max(problem.q, 1))
+    rows_per_chunk = max(least_rows, blocks(rows, MOST_CHUNKS), 1)
+    chunks = max(1, blocks(rows, rows_per_chunk))
     sum_bytes = 8 if problem.dtype == "f64" else 4
     add_up = Step(
         "conv2d/depthwise_wgrad.cu",

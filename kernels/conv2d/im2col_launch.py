@@ -23,6 +23,9 @@ SOURCE = "conv2d/im2col.cu"
 #: floats.
 WORKSPACE = 256 * 2**20
 
+#: Elements that may be counted in an ``int``: tiles reach a little beyond the last of them.
+MOST_ELEMENTS = 2**31 - 2**16
+
 #: Threads of a block (``kColumnThreads``).
 THREADS = 256
 
@@ -148,7 +151,7 @@ def is_pointwise(problem: Conv2dProblem) -> bool:
 def chunks(problem: Conv2dProblem, dtype: str) -> list[Chunk]:
     """The images in chunks, at least one. Indices within a chunk fit an int, and col the workspace."""
     image = Chunk(problem, 0, 1, dtype)
-    most = (2**31 - 1) // max(1, _largest(image))
+    most = MOST_ELEMENTS // max(1, _largest(image))
     if image.column_bytes:
         most = min(most, WORKSPACE // image.column_bytes)
     most = max(1, most)
@@ -167,6 +170,6 @@ def image_fits_int32(problem: Problem) -> str | None:
     """For kernels whose indices within an image, its im2col matrix and the filters are an ``int``."""
     assert isinstance(problem, Conv2dProblem)
     elements = max(_largest(Chunk(problem, 0, 1, problem.dtype)), problem.w_size)
-    if elements >= 2**31:
+    if elements > MOST_ELEMENTS:
         return f"one image, its im2col matrix or the filters have {elements} elements (takes fewer than 2^31)"
     return indices_fit_int32(problem)

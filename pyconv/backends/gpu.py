@@ -35,6 +35,7 @@ LEAST_CAPABILITY = (8, 0)
 
 _DRIVER = "libcuda.so.1"
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+_MOST_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES; not every CuPy need show it
 
 #: What cuLaunchKernel takes before the stream: the function, the grid, the block, the dynamic shared memory.
 Launch = tuple[int, int, int, int, int, int, int, int]
@@ -149,10 +150,9 @@ class Gpu:
 
     def _allow_shared(self, function: int, step: Step) -> None:
         """A block has 48 KB unless its function asks for more."""
-        attribute = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         try:
             with _relaxed_capture(), self._active():
-                self._driver.funcSetAttribute(function, attribute, step.shared_bytes)
+                self._driver.funcSetAttribute(function, _MOST_DYNAMIC_SHARED, step.shared_bytes)
         except self._driver.CUDADriverError as error:
             raise RuntimeError(
                 f"pyconv: {step.kernel} takes {step.shared_bytes} bytes of dynamic shared memory a block, "
