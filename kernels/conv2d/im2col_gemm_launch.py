@@ -21,6 +21,7 @@ from functools import partial
 from pyconv.kernels.conv2d.im2col_launch import Chunk, chunks, image_fits_int32, is_pointwise
 from pyconv.kernels.gemm.gemm_launch import Product, Rung
 from pyconv.kernels.gemm.simt_launch import PIPELINED_RUNG, REGISTER_RUNG, TILED_RUNG
+from pyconv.kernels.gemm.tensor_launch import TENSOR_RUNG, TF32_ACCURACY, TF32_RUNG
 
 from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_type
 from pyconv.problem import DTYPES, Conv2dProblem, Problem
@@ -183,4 +184,10 @@ def lines(rung: Rung, **claims: object) -> list[Kernel]:
     ]
 
 
-KERNELS = [*lines(TILED_RUNG), *lines(REGISTER_RUNG), *lines(PIPELINED_RUNG)]
+KERNELS = [
+    *lines(TILED_RUNG),
+    *lines(REGISTER_RUNG),
+    *lines(PIPELINED_RUNG),
+    *lines(TENSOR_RUNG),
+    *lines(TF32_RUNG, accuracy=TF32_ACCURACY),
+]

@@ -15,7 +15,7 @@
 //   tile t:   start copying t+2 | load step 1 | multiply step 0 | barrier | load step 0 of t+1 | multiply step 1
 //
 // What it removes: the FMAs themselves, the bottleneck of the pipelined rung. What remains is feeding the tensor
-// cores. Floors with the tiles of gemm_tensor_launch.py (BM = BN = 128; WM x WN = 64 x 64, of double 64 x 32), by
+// cores. Floors with the tiles of tensor_launch.py (BM = BN = 128; WM x WN = 64 x 64, of double 64 x 32), by
 // the data sheet of an A100: a multiprocessor does 1,024 multiply-adds of 16 bits a cycle, and its shared memory
 // moves 128 bytes.
 //
@@ -32,17 +32,17 @@
 
 namespace pyconv {
 
-template <class T, class C, Major A_MAJOR, Major B_MAJOR, int COPY_A, int COPY_B, int STORE, int BM, int BN,
-          int WM, int WN, int STAGES, int BLOCKS_PER_SM>
+template <class T, class C, Major A_MAJOR, Major B_MAJOR, int BM, int BN, int WM, int WN, int STAGES,
+          int BLOCKS_PER_SM>
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * kWarpSize, BLOCKS_PER_SM)
     gemm_tensor(GemmProblem problem, const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
                 C* c) {
   constexpr int kWarpsN = BN / WN, kWarps = BM / WM * kWarpsN, kThreads = kWarps * kWarpSize;
   typedef TensorTile<T, A_MAJOR, BM> TileA;
   typedef TensorTile<T, B_MAJOR, BN> TileB;
-  typedef TileCopier<T, A_MAJOR, BM, COPY_A, kThreads> CopierA;
-  typedef TileCopier<T, B_MAJOR, BN, COPY_B, kThreads> CopierB;
-  typedef WarpStore<T, C, WM, WN, STORE> Store;
+  typedef TileCopier<T, A_MAJOR, BM, kThreads> CopierA;
+  typedef TileCopier<T, B_MAJOR, BN, kThreads> CopierB;
+  typedef WarpStore<T, C, WM, WN> Store;
   constexpr int kStage = TileA::kElements + TileB::kElements, kSteps = TileA::kBk / Fragment<T>::kDepth;
   static_assert(WM % 16 == 0 && WN % 16 == 0, "a fragment is 16 x 16");
   static_assert(kWarps * Store::kSharedSums * sizeof(Accumulator<T>) <= STAGES * kStage * sizeof(T),

@@ -76,56 +76,45 @@ struct TensorTile {
 };
 
 // Copies one operand's tiles into shared memory, one after the other along k, all threads of the block together.
-// COPY: elements of one access (Matrix.copy_elements in gemm_launch.py). 16 bytes is the way it should be; 4 (of
-// a double 8) serves lines that are not whole pieces; a single 16-bit element is less than cp.async can copy, and
-// goes through a register.
-template <class T, Major MAJOR, int MN, int COPY, int THREADS>
+//
+// An access takes as many elements as the strides allow (has_vectors): 16 bytes as it should be, 8 or 4 where lines
+// are no whole pieces. A single 16-bit element is less than cp.async can copy, and goes through a register. Half the
+// width is twice the instructions, so tensors whose channels or planes are odd numbers of elements pay for it.
+template <class T, Major MAJOR, int MN, int THREADS>
 struct TileCopier {
   typedef TensorTile<T, MAJOR, MN> Tile;
-  static constexpr int kAcross = Tile::kPlaces / COPY;  // accesses that make a line
-  static constexpr int kLinesAtOnce = THREADS / kAcross;
-  static constexpr int kAccesses = Tile::kLines / kLinesAtOnce;  // of a thread
-  static_assert(THREADS % kAcross == 0, "a thread keeps its place in every line that it copies");
-  static_assert(Tile::kLines % kLinesAtOnce == 0, "every thread copies equally many elements");
-  static_assert(Tile::kPiece % COPY == 0, "an access stays in its piece, which the swizzle moves as a whole");
 
   // What a thread copies next: `from` is the element of its first line and its place.
   struct Cursor {
+    int width;  // elements of an access
     const T* from;
     int in_segment;     // of `from`
     int lines, places;  // that exist, from that element on; what does not is zero
   };
 
-  PYCONV_DEVICE int thread_line() { return int(threadIdx.x) / kAcross; }
-  PYCONV_DEVICE int thread_place() { return int(threadIdx.x) % kAcross * COPY; }
+  // How the threads share a tile in accesses of WIDTH elements.
+  template <int WIDTH>
+  struct Share {
+    static constexpr int kAcross = Tile::kPlaces / WIDTH;  // threads that copy a line
+    static constexpr int kLinesAtOnce = THREADS / kAcross;
+    static constexpr int kAccesses = Tile::kLines / kLinesAtOnce;  // of a thread
+    static_assert(THREADS % kAcross == 0, "a thread keeps its place in every line that it copies");
+    static_assert(Tile::kLines % kLinesAtOnce == 0, "every thread copies equally many elements");
+    PYCONV_DEVICE int line(int thread) { return thread / kAcross; }
+    PYCONV_DEVICE int place(int thread) { return thread % kAcross * WIDTH; }
+  };
 
   // At rows (columns) mn and up of mn_end, and terms k and up of k_end. `matrix` is that of the block's product.
   PYCONV_DEVICE Cursor start(const MatrixLayout& layout, const T* matrix, int mn, int mn_end, int k, int k_end) {
-    const int line = (MAJOR == kKMajor ? mn : k) + thread_line(),
-              place = (MAJOR == kKMajor ? k : mn) + thread_place();
-    const int line_end = MAJOR == kKMajor ? mn_end : k_end, place_end = MAJOR == kKMajor ? k_end : mn_end;
-    // Places past the end are not read, but addresses are to be aligned, which place_offset() there need not be.
-    const int64_t place_at = place < place_end ? place_offset(layout, place) : 0;
-    return {matrix + line_offset(layout, line) + place_at, place % layout.segment, line_end - line,
-            place_end - place};
+    return start_as<Tile::kPiece>(layout, matrix, MAJOR == kKMajor ? mn : k, MAJOR == kKMajor ? mn_end : k_end,
+                                  MAJOR == kKMajor ? k : mn, MAJOR == kKMajor ? k_end : mn_end);
   }
 
   // Copies the tile at the cursor and moves on to the next one.
   PYCONV_DEVICE void copy(const MatrixLayout& layout, Cursor& at, T* tile) {
-    const int valid = at.places < 0 ? 0 : at.places < COPY ? at.places : COPY;
-    const T* from = at.from;
-    constexpr int kBatch = kAccesses < 4 ? kAccesses : 4;
-    // Of narrow accesses there are many, and registers are few.
-    _Pragma("unroll 1") for (int first = 0; first < kAccesses; first += kBatch) {
-      PYCONV_UNROLL
-      for (int i = first; i < first + kBatch; ++i) {
-        const int line = i * kLinesAtOnce;
-        copy_access(&tile[Tile::at(thread_line() + line, thread_place())], from, line < at.lines ? valid : 0);
-        from += kLinesAtOnce * layout.line_stride;
-      }
-    }
+    copy_as<Tile::kPiece>(layout, at, tile);
     if (MAJOR == kMnMajor) {
-      at.from = from;
+      at.from += Tile::kBk * layout.line_stride;
       at.lines -= Tile::kBk;
     } else {
       at.from += Tile::kBk;
@@ -138,12 +127,41 @@ struct TileCopier {
   }
 
  private:
-  // If count is 0 nothing is read, and `from` may be anywhere.
-  PYCONV_DEVICE void copy_access(T* to, const T* from, int count) {
-    if constexpr (COPY * sizeof(T) >= 4)
-      cp_async<COPY* int(sizeof(T))>(to, from, count * int(sizeof(T)));
-    else
-      *to = count > 0 ? *from : T{};
+  template <int WIDTH>
+  PYCONV_DEVICE Cursor start_as(const MatrixLayout& layout, const T* matrix, int line, int line_end, int place,
+                                int place_end) {
+    if constexpr (WIDTH > 1)
+      if (!has_vectors<WIDTH>(layout))
+        return start_as<WIDTH / 2>(layout, matrix, line, line_end, place, place_end);
+    line += Share<WIDTH>::line(int(threadIdx.x)), place += Share<WIDTH>::place(int(threadIdx.x));
+    // Places past the end are not read, but addresses are to be aligned, which place_offset() there need not be.
+    const int64_t place_at = place < place_end ? place_offset(layout, place) : 0;
+    return {WIDTH, matrix + line_offset(layout, line) + place_at, place % layout.segment, line_end - line,
+            place_end - place};
+  }
+
+  template <int WIDTH>
+  PYCONV_DEVICE void copy_as(const MatrixLayout& layout, const Cursor& at, T* tile) {
+    if constexpr (WIDTH > 1)
+      if (at.width < WIDTH) return copy_as<WIDTH / 2>(layout, at, tile);
+    // Of narrow accesses there are many, and registers are few: no long batches, and no addresses kept for them.
+    constexpr bool kIsNarrow = WIDTH < Tile::kPiece;
+    constexpr int kBatch = kIsNarrow ? 2 : Share<WIDTH>::kAccesses;
+    const int thread = kIsNarrow ? recomputed(int(threadIdx.x)) : int(threadIdx.x);
+    const int valid = at.places < 0 ? 0 : at.places < WIDTH ? at.places : WIDTH;
+    const T* from = at.from;
+    _Pragma("unroll 1") for (int first = 0; first < Share<WIDTH>::kAccesses; first += kBatch) {
+      PYCONV_UNROLL
+      for (int i = first; i < first + kBatch; ++i) {
+        const int line = i * Share<WIDTH>::kLinesAtOnce, count = line < at.lines ? valid : 0;
+        T* const to = &tile[Tile::at(Share<WIDTH>::line(thread) + line, Share<WIDTH>::place(thread))];
+        if constexpr (WIDTH * sizeof(T) >= 4)
+          cp_async<WIDTH* int(sizeof(T))>(to, from, count * int(sizeof(T)));  // reads nothing if count is 0
+        else
+          *to = count > 0 ? *from : T{};
+        from += Share<WIDTH>::kLinesAtOnce * layout.line_stride;
+      }
+    }
   }
 };
 
