@@ -125,3 +125,10 @@ def test_the_versions_that_a_comparison_depends_on_are_found_without_a_device_to
     assert versions["nvrtc"] == (
         "none" if isinstance(compiler, str) else ".".join(map(str, compiler.version))
     )
+
+
+def test_a_sanitizer_that_cannot_run_is_not_run_rather_than_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: "false")
+    (stage,) = gpu._sanitizer()
+    assert stage["status"] is None
+    assert stage["summary"][0] == "cannot be used here: not run"
