@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyconv.backends import emulator_build
 from pyconv.backends.emulator import Emulator, EmulatorError, unavailable
 from tests.emulated import CHECKED, SOURCES, everywhere, function, packed, read, written
 
@@ -151,3 +152,20 @@ def test_a_launch_that_no_gpu_would_take(grid: Any, block: Any, shared_bytes: in
 def test_an_order_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="order 'sideways'; accepted: forward, reverse, random"):
         Emulator(order="sideways")
+
+
+def test_a_local_variable_that_is_not_set_is_no_number_in_use() -> None:
+    x, y = torch.arange(1024.0), torch.empty(1024)
+    unset = CHECKED[0].function(str(SOURCES / "memory.cu"), "unset_local")
+    if "-ftrivial-auto-var-init=pattern" not in emulator_build._checked():
+        pytest.skip("this compiler cannot set them")
+    CHECKED[0].launch(unset, (4, 1, 1), (64, 1, 1), 0, packed(x, y), [read(x), written(y)])
+    assert ((y[:256].abs() > 1e30) | y[:256].isnan()).all()
+
+
+def test_sessions_do_not_nest() -> None:
+    outer, inner = Emulator().session([]), Emulator().session([])
+    with outer, pytest.raises(RuntimeError, match="a session within a session"), inner:
+        pass
+    with inner:
+        pass

@@ -65,7 +65,8 @@ extern "C" PYCONV_EXPORT void pyconv_emulator_begin(const Buffer* buffers, int c
 
 extern "C" PYCONV_EXPORT void pyconv_emulator_end() {
   for (size_t i = 0; i < session.count; ++i) {
-    const Region& region = session.buffers[i];
+    Region& region = session.buffers[i];
+    if (region.bytes > 4 << 20) region.shadow.forget();  // which is many times larger
     if (region.writable && region.begin != region.caller_begin) {
       memcpy(region.caller_begin, region.begin, region.bytes);
     }

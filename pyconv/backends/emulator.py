@@ -82,6 +82,7 @@ class _Request(ctypes.Structure):
 
 # The runtime library has one state: sessions of several Python threads take turns.
 _turn = threading.RLock()
+_in_session = False
 
 
 @cache
@@ -108,7 +109,12 @@ class Session:
         )
 
     def __enter__(self) -> Session:
+        global _in_session
         _turn.acquire()
+        if _in_session:
+            _turn.release()
+            raise RuntimeError("emulator: a session within a session of the same thread")
+        _in_session = True
         _runtime().pyconv_emulator_begin(
             ctypes.addressof(self._buffers), len(self._buffers), self._emulator.checked
         )
@@ -117,7 +123,9 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        global _in_session
         _runtime().pyconv_emulator_end()
+        _in_session = False
         _turn.release()
 
     def launch(self, function: Function, grid: Dim3, block: Dim3, shared_bytes: int, parameters: Any) -> None:

@@ -38,6 +38,8 @@ _PLAIN = ("-O2",)
 _CHECKED = (
     "-O1", "-DPYCONV_EMULATOR_CHECKED", "-fsanitize=thread,bounds,integer-divide-by-zero",
 )  # fmt: skip
+# A local variable that is not set is -1.7e38, not what happens to be on the stack. g++ 12, Clang 8.
+_POISONED_LOCALS = "-ftrivial-auto-var-init=pattern"
 # Clang takes the read of `x += 1` for harmless. It has not been tried on much: g++ is preferred.
 _CHECKED_BY_CLANG = ("-mllvm", "-tsan-instrument-read-before-write=1")
 _RUNTIME = ("-O2", "-g1", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
@@ -109,8 +111,10 @@ def _machine_flags() -> tuple[str, ...]:
 
 
 def _checked() -> tuple[str, ...]:
-    compiler = _compiler()
-    return _CHECKED + _CHECKED_BY_CLANG if "clang" in compiler[-1] else _CHECKED
+    version = _compiler()[-1]
+    flags = _CHECKED + _CHECKED_BY_CLANG if "clang" in version else _CHECKED
+    major = re.findall(r"\b(\d+)\.\d+\.\d+", version)[-1:]
+    return (*flags, _POISONED_LOCALS) if major and int(major[0]) >= 12 else flags
 
 
 # ---- the cache

@@ -77,6 +77,14 @@ __global__ void reads_unset_shared(const float* x, float* y) {
   y[blockIdx.x * 64 + t] = tile[t];  // reads_unset_shared: uninitialised
 }
 
+// Not found, but poisoned: see test_a_local_variable_that_is_not_set_is_no_number_in_use.
+__global__ void unset_local(const float* x, float* y) {
+  const int i = blockIdx.x * 64 + threadIdx.x;
+  float sums[4];
+  for (int j = 0; j < 8; ++j) sums[j % 4] += x[i];
+  y[i] = sums[0] + sums[1] + sums[2] + sums[3];
+}
+
 __global__ void adds_to_the_output(const float* x, float* y) {
   const int i = blockIdx.x * 64 + threadIdx.x;
   y[i] += x[i];  // adds_to_the_output: uninitialised
