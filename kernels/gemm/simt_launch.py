@@ -62,13 +62,13 @@ SPEEDS = {(2, 2): 1.0, (1, 2): 0.9, (2, 1): 0.9, (1, 1): 0.75}
 PIPELINED_BK = 16
 
 
-def _pipelined_tiles(dtype: str) -> dict[Tile, float]:
+def _pipelined_tiles(dtype: str, majors: tuple[str, str]) -> dict[Tile, float]:
     """Every tile and its speed, the largest first."""
     size = DTYPES[dtype].itemsize
     vector, tiles = 16 // size, {}
+    padding = majors.count("kKMajor") * vector  # of lines that are transposed while they are copied
     for (rows, columns), speed in SPEEDS.items():
         bm, bn = rows * 16 * vector, columns * 16 * vector
-        padding = 2 * vector  # of lines that are transposed while copied; always counted
         shared_bytes = STAGES * PIPELINED_BK * (bm + bn + padding) * size
         tiles[Tile(bm, bn, PIPELINED_BK, 256, shared_bytes)] = speed
     return tiles
@@ -76,12 +76,16 @@ def _pipelined_tiles(dtype: str) -> dict[Tile, float]:
 
 def _pipelined_tile(product: Product) -> Tile:
     """The tile with which the multiprocessor that has the most blocks is done first."""
-    tiles = _pipelined_tiles(product.dtype)
+    tiles = _pipelined_tiles(product.dtype, (product.a.major, product.b.major))
 
     def time(tile: Tile) -> float:
         return blocks(product.blocks(tile), MULTIPROCESSORS) * tile.bm * tile.bn / tiles[tile]
 
     return min(tiles, key=time)
+
+
+def _largest_pipelined_tile(dtype: str) -> Tile:
+    return next(iter(_pipelined_tiles(dtype, ("kKMajor", "kKMajor"))))
 
 
 def _copies(product: Product) -> tuple[int, int]:
@@ -112,7 +116,7 @@ PIPELINED_RUNG = Rung(
     "pipelined",
     "gemm/gemm_pipelined.cu",
     ("f32", "f64"),
-    lambda dtype: next(iter(_pipelined_tiles(dtype))),
+    _largest_pipelined_tile,
     _pipelined,
     _pipelined_sass,
     _pipelined_tile,
