@@ -59,8 +59,9 @@ tables: setup gates
 	$(PY) -m pyconv.tables --write
 
 gates: setup
-	@echo "== every CUDA kernel compiled for every architecture, checked, and listed in kernels/RESOURCES.md"
-	$(PY) -m pyconv.gates --write
+	@echo "== every CUDA kernel compiled for every architecture, checked, and listed in kernels/RESOURCES.md (with"
+	@echo "   ARGS='--only direct --arch sm_80' some are checked and none listed)"
+	$(PY) -m pyconv.gates $(or $(ARGS),--write)
 
 setup: $(VENV)/.native
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from pyconv.gates import __main__ as command
 from pyconv.gates import compiling, cubin, page
 from pyconv.gates.architectures import ARCHITECTURES
 from pyconv.gates.compiling import Compiled, compiled
-from pyconv.gates.instantiations import Instantiation, instantiations
+from pyconv.gates.instantiations import Instantiation, ahead_of_time, instantiations
 from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel, kernels
 from tests import problems
@@ -321,6 +322,25 @@ def test_a_stale_page_is_found(faulty: Path, tmp_path: Path, monkeypatch: pytest
     assert first.startswith("faulty.cu: `copies<4>`: instructions on sm_80: ")
     page.PAGE.write_text(text.replace("copies<4>", "copies<8>"))
     assert "faulty.cu: `copies<4>`: kernel: missing, now `copies<4>`" in page.stale(wanted, usages)
+
+
+def test_the_command_writes_what_cmake_compiles(tmp_path: Path) -> None:
+    (tmp_path / "of_a_kernel_that_is_no_more.cu").touch()
+    assert command.main(["--sources", str(tmp_path), "--only", "direct_naive"]) == 0
+    (place,) = tmp_path.iterdir()
+    assert place.name == "conv2d_direct_naive.cu"
+    assert place.read_text() == ahead_of_time("conv2d/direct_naive.cu", GATED["conv2d/direct_naive.cu"])
+    assert all(f"&{each.kernel})" in place.read_text() for each in GATED["conv2d/direct_naive.cu"])
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_nvcc_compiles_what_is_written_for_it(tmp_path: Path) -> None:
+    wanted = [Instantiation("broken.cu", f"tile<{rows}>", PROBLEM, (8,)) for rows in (16, 32)]
+    (tmp_path / "all.cu").write_text(ahead_of_time("broken.cu", wanted))
+    nvcc = ["nvcc", "-std=c++17", "-arch=sm_80", "-c", "all.cu", "-o", "all.o", f"-I{FOLDER}"]
+    subprocess.run(nvcc, cwd=tmp_path, check=True)
+    names = cubin.run("cuobjdump", ["-res-usage"], (tmp_path / "all.o").read_bytes())
+    assert names.count("Function") == 2
 
 
 def test_the_command_prints_machine_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def read(images: Sequence[Image], architecture: Architecture) -> list[Usage]:
     system_shared = _SYSTEM_SHARED if architecture.number >= _SYSTEM_SHARED_COUNTED_FROM else 0
     usages = []
     for image, opcodes in zip(images, _opcodes(images, architecture), strict=True):
-        described = _run("cuobjdump", ["-elf", "-res-usage"], image.code)
+        described = run("cuobjdump", ["-elf", "-res-usage"], image.code)
         (line,) = re.findall(rf"Function {re.escape(image.entry)}:\s+(REG:.*)", described)
         count = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
         attributes = _attributes(described, image.entry)
@@ -86,7 +86,7 @@ def read(images: Sequence[Image], architecture: Architecture) -> list[Usage]:
 
 def disassembly(image: Image) -> str:
     """The machine code of an image, for people."""
-    return _run("nvdisasm", ["-c", "-ndf", "-fun", str(_symbol(image))], image.code)
+    return run("nvdisasm", ["-c", "-ndf", "-fun", str(_symbol(image))], image.code)
 
 
 # ---- The tools ----------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ def tool(name: str) -> Path:
     raise FileNotFoundError(f"{name} is not installed: pip install nvidia-cuda-{name}")
 
 
-def _run(program: str, options: list[str], content: bytes) -> str:
+def run(program: str, options: list[str], content: bytes) -> str:
+    """What ``cuobjdump`` or ``nvdisasm`` prints about a file of this content."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(content)
         file.flush()
@@ -126,7 +127,7 @@ def _opcodes(images: Sequence[Image], architecture: Architecture) -> list[dict[s
     """
     codes = [_machine_code(image) for image in images]
     name = f"SM{architecture.name.removeprefix('sm_')}"
-    text = _run("nvdisasm", ["-b", name, "-ndf"], b"".join(codes))
+    text = run("nvdisasm", ["-b", name, "-ndf"], b"".join(codes))
     found = re.findall(
         r"^\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<opcode>[A-Z][\w.]*)", text, re.MULTILINE
     )
