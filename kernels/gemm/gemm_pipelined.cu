@@ -15,7 +15,7 @@
 //   compute          | 0 | 1 | 2 |         one barrier a tile: it ends the tile that is overwritten next
 //
 // What it removes: the wait for memory, and 12 of 16 instructions that load from shared memory. What remains, for 64
-// FMAs: 4 loads, and 6 to 12 instructions for the copies and the loop. Only other arithmetic is faster:
+// FMAs: 4 loads, and 5 to 12 instructions for the copies and the loop. Only other arithmetic is faster:
 // gemm_tensor.cu.
 //
 // After S. Gray, SGEMM (the maxas project, 2014), for the assignment of lanes, and NVIDIA's CUTLASS.
