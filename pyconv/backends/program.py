@@ -52,9 +52,9 @@ class Step:
         grid, block: Blocks and threads. A step with an empty grid is not launched.
         arguments: In the order of the kernel's parameters. Where a pass has no bias, ``"bias"`` is null.
         shared_bytes: Dynamic shared memory of a block.
-        sass: Machine instructions that make the kernel what it claims to be: ``HMMA.16816.F32.BF16``, ``LDSM``,
-            ``LDGSTS.128``, ``LDG.128``. The first part is the whole instruction, the others are some of its
-            modifiers in order. :mod:`pyconv.gates` fails if the compiled instantiation lacks one.
+        sass: Machine instructions that make the kernel what it claims to be: ``HMMA.16816.F32.BF16``,
+            ``LDSM``, ``LDGSTS.128``, ``LDG.128``. The first part is the whole instruction, the others are
+            some of its modifiers in order. :mod:`pyconv.gates` fails if the compiled instantiation lacks one.
     """
 
     source: str
