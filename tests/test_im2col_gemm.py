@@ -25,7 +25,7 @@ needs_emulator = pytest.mark.skipif(
     emulator.unavailable() is not None, reason=f"no emulator: {emulator.unavailable()}"
 )
 
-RUNGS = ("tiled", "register", "pipelined")
+RUNGS = ("tiled", "register", "pipelined", "tensor")
 
 
 def _problem(text: str) -> Conv2dProblem:

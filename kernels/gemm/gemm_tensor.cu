@@ -74,14 +74,13 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * kWarpSize, BLOCKS_PER_SM
   // The fragments of a step. Two sets: one is loaded while the other is multiplied.
   Fragment<T> of_a[2][WM / 16], of_b[2][WN / 16];
   const auto load_step = [&](int stage, int step) {
-    const T* const tile_a = &stages[stage * kStage + TileA::first(warp_m)];
-    const T* const tile_b = &stages[stage * kStage + TileA::kElements + TileB::first(warp_n)];
+    const T *const tile_a = &stages[stage * kStage], *const tile_b = tile_a + TileA::kElements;
     PYCONV_UNROLL
     for (int i = 0; i < WM / 16; ++i)
-      of_a[step % 2][i] = load_fragment<kOperandA, T, A_MAJOR, BM>(tile_a, i * 16, step);
+      of_a[step % 2][i] = load_fragment<kOperandA, T, A_MAJOR, BM>(tile_a, warp_m, i * 16, step);
     PYCONV_UNROLL
     for (int j = 0; j < WN / 16; ++j)
-      of_b[step % 2][j] = load_fragment<kOperandB, T, B_MAJOR, BN>(tile_b, j * 16, step);
+      of_b[step % 2][j] = load_fragment<kOperandB, T, B_MAJOR, BN>(tile_b, warp_n, j * 16, step);
   };
 
   // Of tf32. After the multiplication that hid the loading: rounding is the first use of what was loaded.

@@ -33,15 +33,16 @@ struct Sums {
   Accumulator<T> half[2][4];
 };
 
-// The fragment of the 16 rows (or columns) from `mn`, a multiple of 16, and of the step `step` of the tile's k:
-// both constants. `tile` is where the warp's rows (or columns) begin in the tile. tf32 is yet to be rounded.
+// The fragment of 16 rows (or columns), those from warp_mn + mn on, and of a step of the tile's k. `mn`, a multiple of
+// 16, and `step` are constants. tf32 is yet to be rounded.
 template <Operand OPERAND, class T, Major MAJOR, int MN>
-PYCONV_DEVICE Fragment<T> load_fragment(const T* tile, int mn, int step) {
+PYCONV_DEVICE Fragment<T> load_fragment(const T* tile, int warp_mn, int mn, int step) {
   typedef TensorTile<T, MAJOR, MN> Tile;
   const auto address = [&](int lane_mn, int lane_k, int more_mn, int more_k) {
     const int k = step * Fragment<T>::kDepth + more_k;
-    return tile + (MAJOR == kKMajor ? Tile::at(lane_mn, lane_k, mn + more_mn, k)
-                                    : Tile::at(lane_k, lane_mn, k, mn + more_mn));
+    return tile + Tile::first(warp_mn) +
+           (MAJOR == kKMajor ? Tile::at(lane_mn, lane_k, mn + more_mn, k)
+                             : Tile::at(lane_k, lane_mn + Tile::rest(warp_mn), k, mn + more_mn));
   };
   const auto mn_half = [](int quadrant) { return OPERAND == kOperandA ? quadrant % 2 : quadrant / 2; };
   const auto k_half = [](int quadrant) { return OPERAND == kOperandA ? quadrant / 2 : quadrant % 2; };

@@ -58,8 +58,10 @@ struct TensorTile {
   PYCONV_DEVICE constexpr int at(int lane_line, int lane_place, int line, int place) {
     return at(lane_line + line % 8, lane_place + place % kTurn) + line / 8 * 8 * kPlaces + place / kTurn * kTurn;
   }
-  // Where row (column) mn begins, a multiple of the turn.
-  PYCONV_DEVICE constexpr int first(int mn) { return MAJOR == kKMajor ? mn * kPlaces : mn; }
+  // Where row (column) mn, a multiple of 8, begins: whole turns, in elements from the start of the tile, and the
+  // place within one.
+  PYCONV_DEVICE constexpr int first(int mn) { return MAJOR == kKMajor ? mn * kPlaces : mn / kTurn * kTurn; }
+  PYCONV_DEVICE constexpr int rest(int mn) { return MAJOR == kKMajor ? 0 : mn % kTurn; }
 
   // Whether `pieces` neighbouring pieces of each of `lines` neighbouring lines lie in 8 different bank groups.
   PYCONV_DEVICE constexpr bool fills_banks(int lines, int pieces) {
@@ -78,8 +80,8 @@ struct TensorTile {
 // Copies one operand's tiles into shared memory, one after the other along k, all threads of the block together.
 //
 // An access takes as many elements as the strides allow (has_vectors): 16 bytes as it should be, 8 or 4 where lines
-// are no whole pieces. A single 16-bit element is less than cp.async can copy, and goes through a register. Half the
-// width is twice the instructions, so tensors whose channels or planes are odd numbers of elements pay for it.
+// are no whole pieces. A single 16-bit element is less than cp.async can copy, and goes through a register. Half
+// the width is twice the instructions, which is what channels or planes of an odd number of elements cost.
 template <class T, Major MAJOR, int MN, int THREADS>
 struct TileCopier {
   typedef TensorTile<T, MAJOR, MN> Tile;

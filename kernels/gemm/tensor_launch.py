@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
-from pyconv.kernels.gemm.gemm_launch import Product, Rung, Tile, instantiation
+from dataclasses import dataclass
 
+from pyconv.kernels.gemm.gemm_launch import Product, Rung, Tile, instantiation
+from pyconv.kernels.gemm.simt_launch import MULTIPROCESSORS
+
+from pyconv.backends.program import blocks
 from pyconv.problem import DTYPES
 
-#: Of a block. For 16-bit types the L2 cache allows no smaller one: ``gemm_tensor.cu`` has the figures.
-BM = BN = 128
+
+@dataclass(frozen=True)
+class Shape:
+    """A block's tile of C, its warps' tiles, and how many such blocks a multiprocessor is to hold.
+
+    ``speed``: relative to the largest, as far as shared memory lets the tensor cores go: it has to read the
+    fragments and to take the stages. Modelled from the figures in ``gemm_tensor.cu``.
+    """
+
+    bm: int
+    bn: int
+    wm: int
+    wn: int
+    blocks: int
+    speed: float
+
+    @property
+    def threads(self) -> int:
+        return self.bm // self.wm * (self.bn // self.wn) * 32
+
+
+#: The largest first: 64 x 64 sums of float, or 64 x 32 of double, are 128 registers of a lane, half of what
+#: it can have. The others are for few filters or few pixels, for which large tiles are padding, or too few.
+_SHAPES_16_BIT = (
+    Shape(128, 128, 64, 64, 2, 1.0),
+    Shape(64, 128, 32, 64, 3, 0.85),
+    Shape(128, 64, 64, 32, 3, 0.85),
+    Shape(64, 64, 32, 32, 4, 0.65),
+)
+SHAPES = {
+    "f16": _SHAPES_16_BIT,
+    "bf16": _SHAPES_16_BIT,
+    "f32": (  # rounding to tf32 takes registers: a block less
+        Shape(128, 128, 64, 64, 2, 1.0),
+        Shape(64, 128, 32, 64, 2, 0.85),
+        Shape(128, 64, 64, 32, 2, 0.85),
+        Shape(64, 64, 32, 32, 3, 0.65),
+    ),
+    "f64": (
+        Shape(128, 128, 64, 32, 1, 1.0),
+        Shape(64, 128, 32, 64, 2, 0.85),
+        Shape(128, 64, 64, 32, 2, 0.85),
+        Shape(64, 64, 32, 32, 3, 0.65),
+    ),
+}
 #: Of k, in a stage: two steps of mma.sync, so that the fragments of one load while the other is multiplied.
 TILE_BYTES_OF_K = 64
 #: Two tiles are under way while one is multiplied, which takes two blocks 1,000 cycles on an A100: more than
-#: memory's latency. 48 KB, so that two blocks fit the 100 KB of sm_86 and sm_89.
+#: memory's latency. 48 KB at most, so that two blocks fit the 100 KB of sm_86 and sm_89.
 STAGES = 3
-#: WM, WN of a warp, and blocks that fit a multiprocessor. 64 x 64 sums of float and 64 x 32 of double are 128
-#: registers of a lane.
-WARP = {"f16": (64, 64, 2), "bf16": (64, 64, 2), "f32": (64, 64, 2), "f64": (64, 32, 1)}
 
 _MMA = {
     "f16": "HMMA.16816.F32",
@@ -25,16 +69,25 @@ _MMA = {
 }
 
 
-def _tile(dtype: str) -> Tile:
-    wm, wn, _ = WARP[dtype]
-    threads = BM // wm * (BN // wn) * 32
+def _tile(shape: Shape, dtype: str) -> Tile:
     bk = TILE_BYTES_OF_K // DTYPES[dtype].itemsize
-    return Tile(BM, BN, bk, threads, STAGES * (BM + BN) * TILE_BYTES_OF_K)
+    shared_bytes = STAGES * (shape.bm + shape.bn) * TILE_BYTES_OF_K
+    return Tile(shape.bm, shape.bn, bk, shape.threads, shared_bytes)
+
+
+def _shape(product: Product) -> Shape:
+    """The shape with which the multiprocessor that has the most blocks is done first."""
+
+    def time(shape: Shape) -> float:
+        most = blocks(product.blocks(_tile(shape, product.dtype)), MULTIPROCESSORS)
+        return most * shape.bm * shape.bn / shape.speed
+
+    return min(SHAPES[product.dtype], key=time)
 
 
 def _kernel(product: Product) -> str:
-    wm, wn, blocks = WARP[product.dtype]
-    return instantiation("gemm_tensor", product, BM, BN, wm, wn, STAGES, blocks)
+    shape = _shape(product)
+    return instantiation("gemm_tensor", product, shape.bm, shape.bn, shape.wm, shape.wn, STAGES, shape.blocks)
 
 
 def _sass(product: Product) -> tuple[str, ...]:
@@ -48,10 +101,22 @@ def _sass(product: Product) -> tuple[str, ...]:
     return tuple(promised)
 
 
+def _rung(name: str, *dtypes: str) -> Rung:
+    return Rung(
+        name,
+        "gemm/gemm_tensor.cu",
+        dtypes,
+        lambda dtype: _tile(SHAPES[dtype][0], dtype),
+        _kernel,
+        _sass,
+        lambda product: _tile(_shape(product), product.dtype),
+    )
+
+
 #: 16-bit types and double, each in its own precision.
-TENSOR_RUNG = Rung("tensor", "gemm/gemm_tensor.cu", ("f16", "bf16", "f64"), _tile, _kernel, _sass)
+TENSOR_RUNG = _rung("tensor", "f16", "bf16", "f64")
 #: float32 by way of tf32.
-TF32_RUNG = Rung("tf32", "gemm/gemm_tensor.cu", ("f32",), _tile, _kernel, _sass)
+TF32_RUNG = _rung("tf32", "f32")
 #: Rounding both operands to 10 fraction bits gives random terms a relative L2 error of 3e-4, however many.
 #: What the emulator's tensor cores truncate in 40,000 terms makes it 4e-4.
 TF32_ACCURACY = "1e-3 (tf32)"
