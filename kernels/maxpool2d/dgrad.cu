@@ -7,7 +7,8 @@
 // dgrad_window: window and stride are known to the compiler. A thread owns kCells * kStride rows of one column of dx, so
 // that with the padding's rows counted it begins at a multiple of kStride: which taps lie on its rows is then fixed,
 // and a row of windows is loaded once for all of them. In nhwc an element is 16 bytes of channels; in nchw one, or two
-// neighbours along w of 16 bits each (kPixels), whose windows are fixed as well, pad_left being odd or even (kOdd).
+// neighbours (kPixels), whose windows are fixed as well, pad_left being odd or even (kOdd). The two are stored at once
+// if w is even (kWhole).
 // dgrad_any: one element of dx, for any window, stride and dilation.
 #include "common/numbers.h"
 #include "maxpool2d/places.cuh"
@@ -16,14 +17,48 @@ namespace pyconv {
 
 // What the argmax of a window says if its winner is (h, w), the tap (r, s) of the window.
 template <class Place>
-PYCONV_DEVICE Place name_of(const Pool2dProblem& problem, int h, int w, int r, int s) {
-  return sizeof(Place) == 1 ? Place(r * int(problem.s) + s) : Place(h * int(problem.w) + w);
+PYCONV_DEVICE int name_of(int h, int w, int w_extent, int r, int s, int s_extent) {
+  return sizeof(Place) == 1 ? r * s_extent + s : h * w_extent + w;
 }
-template <class Place>
-constexpr Place kNowhere = sizeof(Place) == 1 ? Place(255) : Place(0x80000000u);  // what no window's winner is
+// The argmax of kVector windows side by side. Bytes stay in their words: whether one of them is a given name is a single
+// logical instruction then, with no extraction before it.
+template <class Place, int kVector>
+struct Names {
+  Place place[kVector];
+};
+template <int kVector>
+struct Names<uint8_t, kVector> {
+  uint32_t word[(kVector + 3) / 4];
+};
+template <int kVector>
+PYCONV_DEVICE bool is_named(const Names<int32_t, kVector>& names, int lane, int name) {
+  return names.place[lane] == name;
+}
+template <int kVector>
+PYCONV_DEVICE bool is_named(const Names<uint8_t, kVector>& names, int lane, int name) {
+  if constexpr (kVector == 1) return names.word[0] == uint32_t(name);
+  return ((names.word[lane / 4] ^ uint32_t(name) * 0x01010101u) & 0xffu << lane % 4 * 8) == 0;
+}
+template <int kVector>
+PYCONV_DEVICE void load_names(const int32_t* at, Names<int32_t, kVector>& names) {
+  load_all(at, names.place);
+}
+template <int kVector>
+PYCONV_DEVICE void load_names(const uint8_t* at, Names<uint8_t, kVector>& names) {
+  if constexpr (kVector >= 4) {
+    load_all(reinterpret_cast<const uint32_t*>(at), names.word);
+  } else if constexpr (kVector == 2) {
+    names.word[0] = *reinterpret_cast<const uint16_t*>(at);
+  } else {
+    names.word[0] = *at;
+  }
+}
+// Of a window that does not exist.
+PYCONV_DEVICE Names<int32_t, 1> no_name(int32_t) { return {{int(0x80000000u)}}; }
+PYCONV_DEVICE Names<uint8_t, 1> no_name(uint8_t) { return {{255}}; }
 
 template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kCells, int kOdd,
-          class Place>
+          bool kWhole, class Place>
 __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
     dgrad_window(const T* __restrict__ dy, const Place* __restrict__ argmax, T* __restrict__ dx,
                  Pool2dProblem problem, Items items) {
@@ -42,37 +77,67 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
   const int64_t row_stride = int64_t(items.q) * inner;
 
   Accumulator<T> sum[kRows][kElements] = {};
-  PYCONV_UNROLL
-  for (int i = 0; i < kAbove + kCells; ++i) {
-    if (!is_inside(cell - kAbove + i, items.p)) continue;
+  const auto covers = [&](int i, int j) {  // window (i, j) exists, and one of its taps lies on a pixel
+    const int last_s = phase - kStride * j;
+    return last_s > -kPixels && last_s < kS && is_inside(q_of_w + j, items.q) &&
+           is_inside(cell - kAbove + i, items.p);
+  };
+  const auto offset = [&](int i, int j) { return corner + i * row_stride + int64_t(j) * inner; };
+  const auto collect = [&](int i, int j, const Names<Place, kVector>& names, const Accumulator<T>* given) {
+    const int last_s = phase - kStride * j;  // the tap that would lie on the first pixel
     PYCONV_UNROLL
-    for (int j = -kBefore; j <= kAfter; ++j) {
-      const int last_s = phase - kStride * j;  // the tap that would lie on the first pixel
-      const bool covers = last_s > -kPixels && last_s < kS && is_inside(q_of_w + j, items.q);
-      // With vectors one window in flight is enough; a branch keeps the compiler from loading more than registers hold.
-      if (kVector > 1 && !covers) continue;
-      const int64_t from = corner + i * row_stride + int64_t(j) * inner;
-      T given[kVector];
-      Place names[kVector];
-      for (auto& name : names) name = kNowhere<Place>;
-      if (covers) {
-        load_all(argmax + from, names);
-        load_all(dy + from, given);
-      }
+    for (int a = 0; a < kRows; ++a) {
+      const int r = a + kStride * (kAbove - i);
+      if (r < 0 || r >= kR) continue;
       PYCONV_UNROLL
-      for (int a = 0; a < kRows; ++a) {
-        const int r = a + kStride * (kAbove - i);
-        if (r < 0 || r >= kR) continue;
-        PYCONV_UNROLL
-        for (int element = 0; element < kElements; ++element) {
-          const int pixel = element / kVector, lane = element % kVector;
-          if (kPair && !is_inside(last_s + pixel, kS)) continue;
-          const Place name = name_of<Place>(problem, h + a, w + pixel, r, last_s + pixel);
-          if (names[lane] == name) sum[a][element] += widen(given[lane]);
-        }
+      for (int element = 0; element < kElements; ++element) {
+        const int pixel = element / kVector, lane = element % kVector;
+        if (kPair && !is_inside(last_s + pixel, kS)) continue;
+        const int name = name_of<Place>(h + a, w + pixel, w_extent, r, last_s + pixel, kS);
+        if (is_named(names, lane, name)) sum[a][element] += given[lane];
       }
     }
+  };
+
+  // Vectors are taken one window at a time, which is bytes enough in flight, and more would not fit the registers. Single
+  // elements are all loaded first.
+  constexpr int kDeep = kAbove + kCells, kWide = kBefore + 1 + kAfter;
+  if constexpr (kVector > 1) {
+    PYCONV_UNROLL
+    for (int i = 0; i < kDeep; ++i) {
+      PYCONV_UNROLL
+      for (int j = -kBefore; j <= kAfter; ++j) {
+        if (!covers(i, j)) continue;
+        Names<Place, kVector> names;
+        load_names(argmax + offset(i, j), names);
+        T given[kVector];
+        load_all(dy + offset(i, j), given);
+        Accumulator<T> widened[kVector];
+        PYCONV_UNROLL
+        for (int lane = 0; lane < kVector; ++lane) widened[lane] = widen(given[lane]);
+        collect(i, j, names, widened);
+      }
+    }
+  } else {
+    Names<Place, 1> names[kDeep][kWide];
+    Accumulator<T> given[kDeep][kWide];
+    PYCONV_UNROLL
+    for (int i = 0; i < kDeep; ++i) {
+      PYCONV_UNROLL
+      for (int j = -kBefore; j <= kAfter; ++j) {
+        const bool exists = covers(i, j);
+        names[i][j + kBefore] = no_name(Place{});
+        if (exists) load_names(argmax + offset(i, j), names[i][j + kBefore]);
+        given[i][j + kBefore] = exists ? widen(dy[offset(i, j)]) : 0;
+      }
+    }
+    PYCONV_UNROLL
+    for (int i = 0; i < kDeep; ++i) {
+      PYCONV_UNROLL
+      for (int j = -kBefore; j <= kAfter; ++j) collect(i, j, names[i][j + kBefore], &given[i][j + kBefore]);
+    }
   }
+
   const int64_t to = offset_of(at.image, h, w, int(problem.h), w_extent, inner) + channel;
   PYCONV_UNROLL
   for (int a = 0; a < kRows; ++a) {
@@ -80,7 +145,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
     T elements[kElements];
     PYCONV_UNROLL
     for (int i = 0; i < kElements; ++i) elements[i] = narrow<T>(sum[a][i]);
-    store_all(dx + to + a * int64_t(w_extent) * inner, elements);
+    T* at_row = dx + to + a * int64_t(w_extent) * inner;
+    if constexpr (kPair && !kWhole) {
+      at_row[0] = elements[0];
+      if (w + 1 < w_extent) at_row[1] = elements[1];
+    } else {
+      store_all(at_row, elements);
+    }
   }
 }
 
@@ -104,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
   const int dilation_h = int(problem.dilation_h), dilation_w = int(problem.dilation_w);
   const Position at = position(items, item);
   const int h = at.group, w = at.column, channel = at.vector * kElements;
-  const int padded_h = h + int(problem.pad_top), padded_w = w + int(problem.pad_left);
+  const int padded_h = h + int(problem.pad_top), padded_w = w + int(problem.pad_left), s_extent = int(problem.s);
   const Covering rows = covering(h, int(problem.pad_top), int(problem.r), stride_h, dilation_h, items.p);
   const Covering columns = covering(w, int(problem.pad_left), int(problem.s), stride_w, dilation_w, items.q);
 
@@ -117,14 +188,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
       const int reach_w = padded_w - q * stride_w;
       if (dilation_w > 1 && reach_w % dilation_w != 0) continue;
       const int64_t from = offset_of(at.image, p, q, items.p, items.q, inner) + channel;
-      const Place name = name_of<Place>(problem, h, w, reach_h / dilation_h, reach_w / dilation_w);
+      const int name = name_of<Place>(h, w, int(problem.w), reach_h / dilation_h, reach_w / dilation_w, s_extent);
+      Names<Place, kElements> names;
+      load_names(argmax + from, names);
       T given[kElements];
-      Place names[kElements];
-      load_all(argmax + from, names);
       load_all(dy + from, given);
       PYCONV_UNROLL
       for (int i = 0; i < kElements; ++i)
-        if (names[i] == name) sum[i] += widen(given[i]);
+        if (is_named(names, i, name)) sum[i] += widen(given[i]);
     }
   }
   T elements[kElements];

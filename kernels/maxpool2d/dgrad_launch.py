@@ -3,7 +3,6 @@
 from pyconv.kernels.maxpool2d.items import (
     Tile,
     channels,
-    comes_in_pairs,
     cuda_line,
     known_window,
     launch,
@@ -13,10 +12,22 @@ from pyconv.kernels.maxpool2d.items import (
 from pyconv.backends.program import Program
 from pyconv.problem import Pool2dProblem, Problem
 
-#: Rows of dx that a thread owns where the window is known. A row of windows is loaded once for all the rows
-#: that it covers: 4 rows look at 6 rows of windows at stride 1, at 3 at stride 2. With vectors, half as many
-#: sums fit the registers.
-ROWS, VECTOR_ROWS = 4, 2
+#: Rows of dx that a thread owns, by stride, where the window is known; and with vectors, whose sums fill the
+#: registers sooner. A row of windows is loaded once for all the rows that it covers: of a 3x3 window, 8 rows
+#: at stride 2 look at 5 rows of windows, 4 rows at stride 1 at 6.
+ROWS = {1: 4, 2: 8}
+VECTOR_ROWS = {1: 2, 2: 4}
+
+
+def _owns_pairs(problem: Pool2dProblem) -> bool:
+    """Whether a thread of nchw owns two columns.
+
+    That is half the work of 16-bit elements, which are short of it; and of others where both are stored at
+    once (w even), but not of 8 bytes, which would not fit the registers.
+    """
+    if problem.layout == "nhwc" or problem.element_bytes == 8:
+        return False
+    return problem.element_bytes == 2 or problem.w % 2 == 0
 
 
 def _program(problem: Problem, place: str) -> Program:
@@ -29,10 +40,11 @@ def _program(problem: Problem, place: str) -> Program:
         tile = Tile("dgrad.cu", f"dgrad_any<{typed(problem, vector, place)}>", elements=vector, sass=sass)
         return launch(problem, tile, operands, problem.h, problem.w)
     size, stride = window
-    cells = (VECTOR_ROWS if vector > 1 else ROWS) // stride  # of stride rows each
-    pair = comes_in_pairs(problem)
+    cells = (VECTOR_ROWS if vector > 1 else ROWS)[stride] // stride  # of stride rows each
+    pair = _owns_pairs(problem)
     odd = problem.pad_left % 2 if pair else 0
-    known = typed(problem, 2 if pair else vector, size, size, stride, cells, odd, place)
+    whole = "false" if pair and problem.w % 2 else "true"
+    known = typed(problem, 2 if pair else vector, size, size, stride, cells, odd, whole, place)
     tile = Tile("dgrad.cu", f"dgrad_window<{known}>", cells, 2 if pair else 1, vector, sass)
     # Cells begin at multiples of the stride in rows that count the padding's; those that hold a row of dx:
     first, last = problem.pad_top // stride, (problem.pad_top + problem.h - 1) // stride

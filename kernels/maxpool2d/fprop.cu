@@ -3,11 +3,11 @@
 
 namespace pyconv {
 
-template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kOdd>
+template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kBegin>
 __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
     fprop_window(const T* __restrict__ x, T* __restrict__ y, Pool2dProblem problem, Items items) {
-  fprop_window_tile<T, kLayout, kThreads, kElements, kR, kS, kStride, kOutputs, kOdd, NoPlace>(problem, items, x,
-                                                                                               y, nullptr);
+  fprop_window_tile<T, kLayout, kThreads, kElements, kR, kS, kStride, kOutputs, kBegin, NoPlace>(problem, items, x,
+                                                                                                 y, nullptr);
 }
 
 template <class T, int kLayout, int kThreads, int kElements>

@@ -15,9 +15,11 @@
 namespace pyconv {
 
 // Results of a thread whose loads may be in flight together. With loads of 16 bytes those of one are enough, and more
-// would not fit the registers.
+// would not fit the registers; nor would four in nhwc, where each column needs an address of its own.
 template <int kLayout, int kElements>
-constexpr int kTogether = kLayout == kNhwc && kElements > 1 ? 1 : 4;
+constexpr int kTogether = kLayout == kNchw ? 4
+                          : kElements > 1  ? 1
+                                           : 2;
 
 // The taps of one row, of which `row` is the element under the first.
 template <class T, int kElements, int kS>
@@ -30,12 +32,12 @@ PYCONV_DEVICE void load_taps(const T* row, bool inside, int w, int w_extent, int
 }
 
 // The best of the taps of one row: `from` is the element (h, w), in the image or not.
-template <class T, int kLayout, int kElements, int kS, int kStride, int kOdd, bool kTaps>
+template <class T, int kLayout, int kElements, int kS, int kStride, int kBegin, bool kTaps>
 PYCONV_DEVICE Best<T, kElements, kTaps> best_of_row(const T* from, bool inside, int w, int w_extent, int inner,
                                                     typename Rule<T, kElements>::Tap first_s) {
   Values<T, kElements> taps[kS];
   if constexpr (kIsPair<kLayout, kElements>) {
-    load_pairs<T, kS, kStride, kOdd>(from, inside, w, w_extent, taps);
+    load_pairs<T, kS, kStride, kBegin>(from, inside, w, w_extent, taps);
   } else {
     load_taps(from, inside, w, w_extent, inner, taps);
   }
@@ -52,43 +54,23 @@ PYCONV_DEVICE int first_inside(int start) {
   return start >= 0 ? 0 : start > -kSize ? -start : 0;
 }
 template <int kSize>
-PYCONV_DEVICE int covers_nothing(int start, int extent) {
+PYCONV_DEVICE int nothing_inside(int start, int extent) {
   return start > -kSize && start < extent ? 0 : -1;
 }
 
-// Where the first tap of a window lies.
-struct Window {
-  int h, w;
-};
-
-// Writes a result, or a pair of them, whose second window is kStride columns further.
-template <int kLayout, int kR, int kS, int kStride, class T, int kElements, class Place>
-PYCONV_DEVICE void store_window(const Pool2dProblem& problem, const Items& items, const Window& window,
-                                const Best<T, kElements, kHasPlaces<Place>>& best, int q, T* y, Place* argmax) {
+// The argmaxes of a thread's results; their windows begin at (h, w), and `apart` columns from each other.
+template <class Place, class T, int kElements>
+PYCONV_DEVICE void places_of(const Pool2dProblem& problem, const Items& items, int h, int w, int apart,
+                             const Best<T, kElements, true>& best, Place (&places)[kElements]) {
   typedef Rule<T, kElements> R;
-  constexpr bool kPair = kIsPair<kLayout, kElements>;
-  if constexpr (kPair) {
-    store_pair(y, maxima(best).word[0], q, items.q);
-  } else {
-    store_values<kElements>(y, maxima(best));
-  }
-  if constexpr (kHasPlaces<Place>) {
-    Place places[kElements];
-    PYCONV_UNROLL
-    for (int i = 0; i < kElements; ++i) {
-      const int w = window.w + (kPair ? i * kStride : 0), tap = R::tap_in(best.tap[i / R::kLanes], i % R::kLanes);
-      const int nothing = covers_nothing<kR>(window.h, int(problem.h)) | covers_nothing<kS>(w, int(problem.w));
-      places[i] = place_of<Place>(problem, items, window.h, w, tap, nothing);
-    }
-    if constexpr (kPair) {
-      store_pair(argmax, places, q, items.q);
-    } else {
-      store_all(argmax, places);
-    }
+  PYCONV_UNROLL
+  for (int i = 0; i < kElements; ++i) {
+    const int tap = R::tap_in(best.tap[i / R::kLanes], i % R::kLanes);
+    places[i] = place_of<Place, R::kNoTap>(problem, items, h, w + i * apart, tap);
   }
 }
 
-template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kOdd,
+template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kBegin,
           class Place>
 PYCONV_DEVICE void fprop_window_tile(const Pool2dProblem& problem, const Items& items, const T* x, T* y,
                                      Place* argmax) {
@@ -107,9 +89,11 @@ PYCONV_DEVICE void fprop_window_tile(const Pool2dProblem& problem, const Items& 
   const T* corner = x + offset_of(at.image, h, w, h_extent, w_extent, inner) + channel;
   const int64_t row_stride = int64_t(w_extent) * inner, y_row_stride = int64_t(items.q) * inner;
   const int64_t to = offset_of(at.image, p, q, items.p, items.q, inner) + channel;
-  const auto first_s = R::taps_of(first_inside<kS>(w), first_inside<kS>(kPair ? w + kStride : w));
+  const int second_w = kPair ? w + kStride : w;  // of the second lane
+  const auto first_s = R::taps_of(first_inside<kS>(w), first_inside<kS>(second_w));
+  const auto nothing = R::taps_of(nothing_inside<kS>(w, w_extent), nothing_inside<kS>(second_w, w_extent));
   const auto row = [&](int i) {
-    return best_of_row<T, kLayout, kElements, kS, kStride, kOdd, kTaps>(
+    return best_of_row<T, kLayout, kElements, kS, kStride, kBegin, kTaps>(
         corner + i * row_stride, is_inside(h + i, h_extent), w, w_extent, inner, first_s);
   };
 
@@ -134,10 +118,23 @@ PYCONV_DEVICE void fprop_window_tile(const Pool2dProblem& problem, const Items& 
     for (int i = 0; i < kBatch; ++i) {
       const int output = first + i;
       if (p + output >= items.p) break;
-      const Window window = {h + output * kStride, w};
       const int64_t here = to + output * y_row_stride;
-      store_window<kLayout, kR, kS, kStride>(problem, items, window, best[i], q, y + here,
-                                             kTaps ? argmax + here : argmax);
+      if constexpr (kPair) {
+        store_pair(y + here, maxima(best[i]).word[0], q, items.q);
+      } else {
+        store_values<kElements>(y + here, maxima(best[i]));
+      }
+      if constexpr (kTaps) {
+        const int top = h + output * kStride;
+        Place places[kElements];
+        mark(best[i], nothing | typename R::Tap(nothing_inside<kR>(top, h_extent)));
+        places_of(problem, items, top, w, kPair ? kStride : 0, best[i], places);
+        if constexpr (kPair) {
+          store_pair(argmax + here, places, q, items.q);
+        } else {
+          store_all(argmax + here, places);
+        }
+      }
     }
   }
 }
@@ -173,13 +170,9 @@ PYCONV_DEVICE void fprop_any_tile(const Pool2dProblem& problem, const Items& ite
   const int64_t to = offset_of(at.image, p, q, items.p, items.q, inner) + channel;
   store_values<kElements>(y + to, maxima(best));
   if constexpr (kTaps) {
-    const int nothing = rows.begin < rows.end && columns.begin < columns.end ? 0 : -1;
     Place places[kElements];
-    PYCONV_UNROLL
-    for (int i = 0; i < kElements; ++i) {
-      const int tap = R::tap_in(best.tap[i / R::kLanes], i % R::kLanes);
-      places[i] = place_of<Place>(problem, items, h, w, tap, nothing);
-    }
+    mark(best, rows.begin < rows.end && columns.begin < columns.end ? 0 : typename R::Tap(-1));
+    places_of(problem, items, h, w, 0, best, places);
     store_all(argmax + to, places);
   }
 }

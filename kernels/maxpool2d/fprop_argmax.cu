@@ -4,13 +4,13 @@
 
 namespace pyconv {
 
-template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kOdd,
+template <class T, int kLayout, int kThreads, int kElements, int kR, int kS, int kStride, int kOutputs, int kBegin,
           class Place>
 __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
     fprop_argmax_window(const T* __restrict__ x, T* __restrict__ y, Place* __restrict__ argmax,
                         Pool2dProblem problem, Items items) {
-  fprop_window_tile<T, kLayout, kThreads, kElements, kR, kS, kStride, kOutputs, kOdd>(problem, items, x, y,
-                                                                                      argmax);
+  fprop_window_tile<T, kLayout, kThreads, kElements, kR, kS, kStride, kOutputs, kBegin>(problem, items, x, y,
+                                                                                        argmax);
 }
 
 template <class T, int kLayout, int kThreads, int kElements, class Place>

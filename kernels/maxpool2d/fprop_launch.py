@@ -17,6 +17,8 @@ from pyconv.problem import Pool2dProblem, Problem
 #: they would at 12; at stride 1, where a result has fewer bytes to hide the work behind, 8 look at 10 instead
 #: of 24.
 OUTPUTS = {(2, 2): 4, (3, 2): 4, (3, 1): 8}
+#: ``kUnaligned`` of pairs.cuh.
+UNALIGNED = "kUnaligned"
 #: The argmax of each pass as the kernels have it.
 PLACES = {"fprop_argmax": "int32_t", "fprop_tap": "uint8_t"}
 
@@ -37,9 +39,9 @@ def _program(problem: Problem, place: str | None) -> Program:
     else:
         size, stride = window
         pair = comes_in_pairs(problem)
-        odd = problem.pad_left % 2 if pair else 0
+        begin = 0 if not pair else UNALIGNED if problem.w % 2 else problem.pad_left % 2
         outputs = OUTPUTS[window]
-        known = typed(problem, 2 if pair else vector, size, size, stride, outputs, odd, *last)
+        known = typed(problem, 2 if pair else vector, size, size, stride, outputs, begin, *last)
         tile = Tile(source, f"{name}_window<{known}>", outputs, 2 if pair else 1, vector, sass)
     return launch(problem, tile, operands, problem.p, problem.q)
 

@@ -84,8 +84,8 @@ def channels(problem: Pool2dProblem) -> int:
 
 
 def comes_in_pairs(problem: Pool2dProblem) -> bool:
-    """Whether a thread of nchw takes two columns: 16-bit elements whose rows are whole words (pairs.cuh)."""
-    return problem.layout == "nchw" and problem.element_bytes == 2 and problem.w % 2 == 0
+    """Whether a thread of nchw takes two columns, 16-bit elements in one register (pairs.cuh)."""
+    return problem.layout == "nchw" and problem.element_bytes == 2
 
 
 def typed(problem: Problem, *numbers: int | str) -> str:

@@ -31,7 +31,7 @@ struct OneLane {
   typedef Accumulator<T> Word;  // exact: a 16-bit element widened and narrowed again is itself
   typedef bool Hit;
   typedef int Tap;
-  static constexpr int kLanes = 1;
+  static constexpr int kLanes = 1, kNoTap = -1;
 
   PYCONV_DEVICE Word lowest() { return Word(float_of_bits(0xff800000u)); }  // -inf
   PYCONV_DEVICE Tap tap_of(int tap) { return tap; }
@@ -120,12 +120,12 @@ template <class T>
 struct TwoLanes : Pairwise<T> {
   static_assert(sizeof(T) == 2, "two elements of a Word are 16 bits each");
   typedef uint32_t Word, Hit, Tap;
-  static constexpr int kLanes = 2;
+  static constexpr int kLanes = 2, kNoTap = 0xffff;
 
   PYCONV_DEVICE Word lowest_of(Half) { return 0xfc00fc00u; }
   PYCONV_DEVICE Word lowest_of(BFloat16) { return 0xff80ff80u; }
-  PYCONV_DEVICE Word lowest() { return lowest_of(T{}); }  // -inf, -inf
-  PYCONV_DEVICE Tap tap_of(int tap) { return taps_of(tap, tap); }
+  PYCONV_DEVICE Word lowest() { return lowest_of(T{}); }                  // -inf, -inf
+  PYCONV_DEVICE Tap tap_of(int tap) { return uint32_t(tap) * 0x10001u; }  // not in the comparisons' unit
   PYCONV_DEVICE Tap taps_of(int low, int high) { return uint32_t(low & 0xffff) | uint32_t(high) << 16; }
   PYCONV_DEVICE int tap_in(Tap tap, int lane) { return int(tap >> 16 * lane & 0xffffu); }
   PYCONV_DEVICE Hit either(Hit a, Hit b) { return a | b; }
@@ -221,6 +221,12 @@ template <class T, int kElements, bool kTaps>
 PYCONV_DEVICE void add_to_taps(Best<T, kElements, kTaps>& best, int offset) {
   if constexpr (kTaps)
     for (auto& tap : best.tap) tap += Rule<T, kElements>::tap_of(offset);
+}
+
+// kNoTap in the lanes of `nothing` that are ones, those of windows that cover nothing.
+template <class T, int kElements>
+PYCONV_DEVICE void mark(Best<T, kElements, true>& best, typename Rule<T, kElements>::Tap nothing) {
+  for (auto& tap : best.tap) tap |= nothing;
 }
 
 // `later` holds taps after those of `best`; its own count from `offset`.

@@ -17,15 +17,13 @@ constexpr bool kHasPlaces = true;
 template <>
 constexpr bool kHasPlaces<NoPlace> = false;
 
-// The argmax of the window whose first tap is at (h, w), its winner being `tap`. `nothing` is -1 if it covers nothing,
-// else 0; that becomes the -1, or the 255, without a branch.
-template <class Place>
-PYCONV_DEVICE Place place_of(const Pool2dProblem& problem, const Items& items, int h, int w, int tap,
-                             int nothing) {
-  if constexpr (sizeof(Place) == 1) return Place(tap | nothing);
+// The argmax of the window whose first tap is at (h, w), its winner being `tap`, or kNoTap if it covers nothing.
+template <class Place, int kNoTap>
+PYCONV_DEVICE Place place_of(const Pool2dProblem& problem, const Items& items, int h, int w, int tap) {
+  if constexpr (sizeof(Place) == 1) return Place(tap);  // the low bits of kNoTap are ones
   const int r = int(quotient(uint32_t(tap), items.taps)), s = tap - r * int(problem.s);
   h += r * int(problem.dilation_h), w += s * int(problem.dilation_w);
-  return Place((h * int(problem.w) + w) | nothing);
+  return tap == kNoTap ? Place(-1) : Place(h * int(problem.w) + w);
 }
 
 // kCount of anything side by side, in memory instructions of at most 16 bytes. Aligned to kCount elements, or 16 bytes.
