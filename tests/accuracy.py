@@ -34,7 +34,9 @@ from tests.operands import (
 #: Whether longdouble is more than double (on x86 it is; where it is not, exact integers judge float64).
 HAS_LONGDOUBLE = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
-_LEAST_RESULTS = 256  # results over which an error is taken
+# Results over which an error is taken: it is then known to 1 in sqrt(2 * 256), 4 %. In short, to 7 %.
+_LEAST_RESULTS = 256
+_LEAST_RESULTS_IN_SHORT = 96
 _MOST_DRAWS = 16
 
 
@@ -43,10 +45,11 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps) / 2
 
 
-def draws(problem: Problem, pass_: str) -> int:
+def draws(problem: Problem, pass_: str, in_short: bool = False) -> int:
     """At least two, so that a kernel that returns an earlier result is seen."""
     results = math.prod(result_shapes(problem, pass_)[0])
-    return 2 if results == 0 else min(_MOST_DRAWS, max(2, math.ceil(_LEAST_RESULTS / results)))
+    least = _LEAST_RESULTS_IN_SHORT if in_short else _LEAST_RESULTS
+    return 2 if results == 0 else min(_MOST_DRAWS, max(2, math.ceil(least / results)))
 
 
 def relative_error(got: list[Array], want: list[Array]) -> float:
