@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import c_int32
 
-from pyconv.kernels.conv2d.restrictions import indices_fit_int32
+from pyconv.kernels.conv2d.restrictions import indices_fit_int32, planes_fit_int32
 
 from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_type
 from pyconv.problem import Conv2dProblem, Problem
@@ -61,12 +61,8 @@ def bgrad(problem: Problem) -> Program:
     return Program((step, total), workspace_bytes=problem.k * chunks * sum_bytes)
 
 
-def _plane_fits_int32(problem: Problem) -> str | None:
-    assert isinstance(problem, Conv2dProblem)
-    plane = problem.p * problem.q
-    if plane >= 2**31:
-        return f"a plane of {plane} elements (takes fewer than 2^31)"
-    return indices_fit_int32(problem)
+def _restriction(problem: Problem) -> str | None:
+    return indices_fit_int32(problem) or planes_fit_int32(problem)
 
 
 KERNELS = [
@@ -77,7 +73,7 @@ KERNELS = [
         "cuda",
         ("f32", "f64", "f16", "bf16"),
         source=SOURCE,
-        restriction=_plane_fits_int32,
+        restriction=_restriction,
         program=bgrad,
         proved=("emulator",),
         # Several chunks; chunks that end within a plane; vectors and none; more filters than lanes.

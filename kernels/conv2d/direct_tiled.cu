@@ -48,22 +48,28 @@ PYCONV_DEVICE void multiply(Sum (&sums)[TM][TN], const TiledPlan& plan, const Ti
   }
 }
 
-// The same for kTaps x kTaps taps at stride and dilation 1: pixels that a thread has read for one row of
-// taps stay in registers for the others.
-template <int kTaps, int TM, int TN, class Sum>
-PYCONV_DEVICE void multiply_square(Sum (&sums)[TM][TN], const TiledPlan& plan, const Sum* patch,
-                                   const Sum* filters, int channels) {
+// The same for kTaps x kTaps taps at a stride of kStride and dilation 1, known when compiled: a thread reads the
+// pixels of a column once for all rows of taps.
+template <int kTaps, int kStride, int TM, int TN, class Sum>
+PYCONV_DEVICE void multiply_known(Sum (&sums)[TM][TN], const TiledPlan& plan, const Sum* patch, const Sum* filters,
+                                  int channels) {
+  constexpr int kPixels = (TM - 1) * kStride + kTaps;
   for (int c = 0; c < channels; ++c) {
-    PYCONV_UNROLL
+    PYCONV_UNROLL_BY(kTaps <= 3 ? kTaps : 1)  // 7 x 7 taps unrolled would not fit the instruction cache
     for (int s = 0; s < kTaps; ++s) {
-      Sum own_pixels[TM + kTaps - 1];
+      const Sum* column = patch + s % kStride * plan.patch.column_pitch + s / kStride;
+      Sum own_pixels[kPixels];
       PYCONV_UNROLL
-      for (int i = 0; i < TM + kTaps - 1; ++i) own_pixels[i] = patch[i * plan.patch.row_pitch + s];
+      for (int i = 0; i < kPixels; ++i) own_pixels[i] = column[i * plan.patch.row_pitch];
       PYCONV_UNROLL
       for (int r = 0; r < kTaps; ++r) {
         Sum own_filters[TN];
         load_run(own_filters, filters + (r * kTaps + s) * plan.filter_pitch);
-        add_outer_product(sums, own_pixels + r, own_filters);
+        PYCONV_UNROLL
+        for (int i = 0; i < TM; ++i) {
+          PYCONV_UNROLL
+          for (int j = 0; j < TN; ++j) sums[i][j] = fused(own_pixels[i * kStride + r], own_filters[j], sums[i][j]);
+        }
       }
     }
     patch += plan.patch.channel_pitch;
@@ -121,14 +127,14 @@ PYCONV_DEVICE void store(const Tensor<T, kLayout>& out, const Sum (&sums)[TM][TN
   }
 }
 
-template <class T, Layout kLayout, int TM, int TN, int kThreads, int kTaps>
+template <class T, Layout kLayout, int TM, int TN, int kThreads, int kTaps, int kStride>
 __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 128 registers a thread: 64 are sums
     direct_tiled(Conv2dProblem problem, TiledPlan plan, const T* __restrict__ in_data, const T* __restrict__ w,
                  const T* __restrict__ bias, T* out_data) {
   using Sum = Accumulator<T>;
-  constexpr int V = kVector16<T>;
-  static_assert(TN % V == 0 && TN % kVector16<Sum> == 0,
-                "a thread's channels are stored and read in whole vectors");
+  constexpr int V = sizeof(T) == 8 ? 1 : kVector16<T>;  // eight lanes of doubles are whole sectors as they are
+  constexpr int kOutVector = kVector16<T> < TN ? kVector16<T> : TN;
+  static_assert(TN % kOutVector == 0, "a thread's channels are stored in whole vectors");
 
   const Tensor<const T, kLayout> in(in_data, plan.in_channels * problem.groups, plan.rows.in_extent,
                                     plan.columns.in_extent);
@@ -137,18 +143,11 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
   PYCONV_SHARED(TiledBlock, block);
   PYCONV_DYNAMIC_SHARED(Sum, filters);
   Sum* patch = filters + plan.filters_size;
-  int64_t* sources = reinterpret_cast<int64_t*>(patch + plan.patch_size);
+  int* sources = reinterpret_cast<int*>(patch + plan.patch_size);
 
-  if (threadIdx.x == 0) block = tiled_block(problem, plan);
+  if (threadIdx.x == 0) block = tiled_block(problem, plan, blockIdx.x);
   __syncthreads();
-  find_sources<kThreads>(sources, plan.patch, in, int(problem.n), block.image, block.group * plan.in_channels,
-                         block.rows.in_origin + block.row * plan.rows.in_step * plan.patch.row_unit,
-                         block.columns.in_origin + block.column * plan.columns.in_step * plan.patch.column_unit);
-
-  const TiledThread own = tiled_thread<TM, TN, kThreads>(plan);
-  const Sum* own_filters = filters + own.out_channel;
-  const Sum* own_patch =
-      patch + own.image * plan.patch.image_pitch + own.row * plan.rows.in_step * plan.patch.row_pitch + own.column;
+  find_sources<kThreads>(sources, plan.patch, block.patch, in, int(problem.n));
 
   const bool is_aligned = plan.in_channels % V == 0 && plan.channels % V == 0;
   const int in_channels = block.rows.taps > 0 && block.columns.taps > 0 ? plan.in_channels : 0;
@@ -160,20 +159,25 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
     for (; first_in < end_in; first_in += plan.channels) {
       const int channels = end_in - first_in < plan.channels ? end_in - first_in : plan.channels;
       __syncthreads();  // the sources are found, and nobody needs the chunk before any more
-      stage_patch<kThreads, V>(patch, plan.patch, sources, in, first_in, channels, is_aligned);
+      stage_patch<kThreads, V>(patch, plan.patch, block.patch, sources, in, first_in, channels, is_aligned);
       stage_filters<kThreads, kLayout>(filters, problem, plan, block, w, first_in, channels);
       __syncthreads();
 
+      // Found anew rather than kept in registers while the next chunk is staged.
+      const TiledThread own = tiled_thread<TM, TN, kThreads>(plan);
+      const Sum* own_filters = filters + own.out_channel;
+      const Sum* own_patch = patch + own.image * plan.patch.image_pitch +
+                             own.row * plan.rows.in_step * plan.patch.row_pitch + own.column;
       if constexpr (kTaps > 0)
-        multiply_square<kTaps>(sums, plan, own_patch, own_filters, channels);
+        multiply_known<kTaps, kStride>(sums, plan, own_patch, own_filters, channels);
       else
         multiply(sums, plan, block, own_patch, own_filters, channels);
     }
-    const TiledThread at = tiled_thread<TM, TN, kThreads>(plan);  // found anew rather than kept in registers
-    if (kLayout == kNhwc && plan.out_channels % V == 0)
-      store<V>(out, sums, plan, block, at, int(problem.n), bias, is_first);
+    const TiledThread own = tiled_thread<TM, TN, kThreads>(plan);
+    if (kLayout == kNhwc && plan.out_channels % kOutVector == 0)
+      store<kOutVector>(out, sums, plan, block, own, int(problem.n), bias, is_first);
     else
-      store<1>(out, sums, plan, block, at, int(problem.n), bias, is_first);
+      store<1>(out, sums, plan, block, own, int(problem.n), bias, is_first);
   } while (first_in < in_channels);
 }
 

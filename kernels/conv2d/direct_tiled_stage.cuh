@@ -32,10 +32,11 @@ struct TiledPlan {
 struct TiledBlock {
   AxisClass rows, columns;
   int group, out_channel, image, row, column;  // the first of its tile; row and column count within the class
+  PatchOrigin patch;
 };
 
-PYCONV_DEVICE TiledBlock tiled_block(const Conv2dProblem& a, const TiledPlan& plan) {
-  unsigned rest = blockIdx.x;
+// Of all blocks, the one numbered `rest`.
+PYCONV_DEVICE TiledBlock tiled_block(const Conv2dProblem& a, const TiledPlan& plan, unsigned rest) {
   auto next = [&](int count) {
     const int index = int(rest % unsigned(count));
     rest /= unsigned(count);
@@ -58,6 +59,9 @@ PYCONV_DEVICE TiledBlock tiled_block(const Conv2dProblem& a, const TiledPlan& pl
     block.columns = dgrad_axis(plan.columns.out_extent, s, pad_left, int(a.stride_w), int(a.dilation_w),
                                plan.columns.period, column_class);
   }
+  block.patch = {block.image, block.group * plan.in_channels,
+                 block.rows.in_origin + block.row * plan.rows.in_step * plan.patch.row_unit,
+                 block.columns.in_origin + block.column * plan.columns.in_step * plan.patch.column_unit};
   return block;
 }
 

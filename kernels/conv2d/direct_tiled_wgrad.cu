@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
   PYCONV_SHARED(WgradBlock, block);
   PYCONV_DYNAMIC_SHARED(Sum, staged_dy);
   Sum* patch = staged_dy + plan.dy_size;
-  int64_t* sources = reinterpret_cast<int64_t*>(patch + plan.patch_size);
+  int* sources = reinterpret_cast<int*>(patch + plan.patch_size);
 
   if (threadIdx.x == 0) block = wgrad_block(problem, plan);
   __syncthreads();
@@ -133,10 +133,10 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
     for (; tile < end; ++tile) {
       const WgradTile at = wgrad_tile(problem, plan, tile);
       __syncthreads();  // nobody needs the tile before any more
-      find_sources<kThreads>(sources, plan.patch, x, int(problem.n), at.image,
-                             block.group * plan.group_c + block.channel,
-                             at.row * int(problem.stride_h) - int(problem.pad_top),
-                             at.column * int(problem.stride_w) - int(problem.pad_left));
+      const PatchOrigin origin = {at.image, block.group * plan.group_c + block.channel,
+                                  at.row * int(problem.stride_h) - int(problem.pad_top),
+                                  at.column * int(problem.stride_w) - int(problem.pad_left)};
+      find_sources<kThreads>(sources, plan.patch, origin, x, int(problem.n));
       const int first_filter = block.group * plan.group_k + block.filter;
       const int filters = plan.group_k - block.filter;
       if (kLayout == kNhwc && plan.group_k % V == 0)
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2)  // 2 blocks of 256 threads have 
       __syncthreads();
       const bool is_aligned =
           plan.group_c % kXVector == 0 && block.channel % kXVector == 0 && block.channels % kXVector == 0;
-      stage_patch<kThreads, kXVector>(patch, plan.patch, sources, x, 0, block.channels, is_aligned);
+      stage_patch<kThreads, kXVector>(patch, plan.patch, origin, sources, x, 0, block.channels, is_aligned);
       __syncthreads();
       multiply(sums, plan, at, own_dy, patch, places);
     }

@@ -1,15 +1,19 @@
-"""Launches and table line of ``direct_tiled_wgrad.cu``: tiles of dw, tiles of pixels, splits of the sum."""
+"""Launches and table line of ``direct_tiled_wgrad.cu``; ``direct_wgrad_tile.py`` cuts the tiles."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
-from pyconv.kernels.conv2d.gather import Axis, gather
-from pyconv.kernels.conv2d.patch import Patch, make_patch, quiet_pitch
-from pyconv.kernels.conv2d.restrictions import indices_fit_int32
+from pyconv.kernels.conv2d.direct_wgrad_tile import (
+    MOST_SHARED_BYTES,
+    THREADS,
+    WgradTile,
+    cheapest,
+    pixel_tiles,
+    wgrad_plan,
+)
+from pyconv.kernels.conv2d.restrictions import indices_fit_int32, planes_fit_int32
 from pyconv.kernels.conv2d.wgrad_sum_launch import sum_splits
 
 from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_layout, cpp_type
@@ -18,63 +22,18 @@ from pyconv.registry import Kernel
 
 SOURCE = "conv2d/direct_tiled_wgrad.cu"
 
-#: Threads of a block, and the filters and entries of a thread: as in ``direct_tiled_launch.py``.
-THREADS = 256
+#: Filters and entries of a thread: as in ``direct_tile.py``.
 TM, TN = 16, 4
 TM_DOUBLE = 8
 #: Groups of TM filters of a block; the 256 / groups threads of a group share them and differ in entries.
 GROUPS = (1, 2, 4, 8)
-#: Shared memory of a block: two then fit into the 100 KB of an sm_86.
-SHARED_BYTES = 48 * 1024 - 256
-#: What a block may take where one pixel of large filters needs more: one then fits an sm_86.
-MOST_SHARED_BYTES = 96 * 1024
-#: Pixels whose products are added in one chain, by the bytes of a sum (see ``direct_tiled_launch.CHAIN``).
-CHAIN = {4: 256, 8: 128}
-#: Blocks wanted: twice what the 132 multiprocessors of an H100 hold at once.
-BLOCKS = 528
-#: Least pixels of a split: fewer are not worth a copy of dw.
-SPLIT_PIXELS = 256
-#: Most bytes of all copies of dw.
-WORKSPACE_BYTES = 64 << 20
-
-
-class WgradAxis(ctypes.Structure):
-    """``WgradAxis`` of ``direct_tiled_wgrad.cu``."""
-
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("outputs", "in_step", "tap_step", "tile", "tiles"))
-
-
-class WgradPlan(ctypes.Structure):
-    """``WgradPlan`` of ``direct_tiled_wgrad.cu``."""
-
-    _fields_ = (
-        ("rows", WgradAxis),
-        ("columns", WgradAxis),
-        ("patch", Patch),
-        *(
-            (name, ctypes.c_int32)
-            for name in (
-                "group_c", "group_k", "group_entries", "image_tiles", "filters", "filter_blocks", "entries",
-                "entry_blocks", "channels", "splits", "split_tiles", "chain_tiles", "dy_pitch", "dy_size",
-                "patch_size",
-            )
-        ),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A tile of dw and a tile of pixels."""
+class Tile(WgradTile):
+    """One tile of dw for all threads of a block."""
 
-    problem: Conv2dProblem
-    groups: int  # of TM filters
-    columns: int
-    rows: int
-    images: int
-
-    @property
-    def sum_bytes(self) -> int:
-        return 8 if self.problem.dtype == "f64" else 4
+    groups: int
 
     @property
     def tm(self) -> int:
@@ -85,10 +44,6 @@ class Tile:
         return self.groups * self.tm
 
     @property
-    def taps(self) -> int:
-        return self.problem.r * self.problem.s
-
-    @property
     def entries(self) -> int:
         """Whole channels, unless one has more taps than a block has entries."""
         most = THREADS // self.groups * TN
@@ -96,140 +51,49 @@ class Tile:
 
     @property
     def channels(self) -> int:
-        """That the entries of a block touch."""
         return min(self.problem.group_c, self.entries // self.taps or 2)
 
     @property
-    def pixels(self) -> int:
-        return self.images * self.rows * self.columns
-
-    @cached_property
-    def axes(self) -> tuple[Axis, Axis]:
-        g = gather(self.problem, "fprop")
-        return g.rows, g.columns
-
-    @cached_property
-    def patch(self) -> Patch:
-        """With the largest pitch between channels that :func:`quiet_pitch` may give."""
-        patch = make_patch(*self.axes, self.rows, self.columns, self.images, self.sum_bytes)
-        patch.channel_pitch = blocks(patch.places, 4) * 4 + 128 // self.sum_bytes
-        return patch
-
-    @property
-    def quiet_patch(self) -> Patch:
-        """With the pitch between channels that has the fewest bank conflicts."""
-        rows, columns = self.axes
-        patch = make_patch(rows, columns, self.rows, self.columns, self.images, self.sum_bytes)
-        places = tuple(
-            r * rows.tap_step * patch.row_pitch + patch.column(s * columns.tap_step)
-            for r in range(self.problem.r)
-            for s in range(self.problem.s)
-        )
-        patch.channel_pitch = quiet_pitch(places, blocks(patch.places, 4) * 4, 128 // self.sum_bytes)
-        return patch
-
-    @property
-    def dy_pitch(self) -> int:
-        """An odd multiple of 8: four rows of eight lanes then write to all banks."""
-        return self.filters + (8 if self.filters % 16 == 0 else 0)
-
-    @property
-    def patch_size(self) -> int:
-        return blocks(self.channels * self.patch.channel_pitch, 4) * 4
-
-    @property
-    def shared_bytes(self) -> int:
-        elements = self.pixels * self.dy_pitch + self.patch_size
-        return elements * self.sum_bytes + self.patch.places * 8
-
-    @property
-    def tiles(self) -> tuple[int, int, int]:
-        """Of images, rows and columns."""
-        a = self.problem
-        return blocks(a.n, self.images), blocks(a.p, self.rows), blocks(a.q, self.columns)
-
-    @property
     def cost(self) -> float:
-        """Modelled instructions of a thread, over all blocks."""
-        a, (images, rows, columns) = self.problem, self.tiles
+        a = self.problem
         products = a.n * a.p * a.q * self.tm * TN * 1.25
-        staged = (self.patch.places * self.channels + self.pixels * self.filters) * 8 / THREADS
-        sources = self.patch.places * 80 / THREADS
-        tiles = images * rows * columns
         dw_blocks = blocks(a.group_k, self.filters) * blocks(a.group_c * self.taps, self.entries)
-        return dw_blocks * (products + tiles * (staged + sources + 400))
-
-
-def _tiles(problem: Conv2dProblem) -> Iterator[Tile]:
-    most = CHAIN[8 if problem.dtype == "f64" else 4]
-    for groups in GROUPS:
-        for columns in sorted({blocks(problem.q, parts) for parts in range(1, 9)} | {1, 4, 8, 16, 32}):
-            for rows in (1, 2, 3, 4, 5, 6, 7, 8, 12, 14, 16):
-                if columns > problem.q or rows > problem.p or columns * rows > most:
-                    continue
-                is_whole = (rows, columns) == (problem.p, problem.q)
-                for images in (1, 2, 4, 8, 16) if is_whole else (1,):
-                    yield Tile(problem, groups, columns, rows, images)
+        return dw_blocks * (products + self.staging_cost)
 
 
 @lru_cache(maxsize=4096)
 def best_tile(problem: Conv2dProblem) -> Tile | None:
     """The cheapest tile, or ``None`` if none fits shared memory."""
-    tiles = [tile for tile in _tiles(problem) if tile.shared_bytes <= MOST_SHARED_BYTES]
-    small = [tile for tile in tiles if tile.shared_bytes <= SHARED_BYTES]
-    return min(small or tiles, key=lambda tile: tile.cost, default=None)
-
-
-def _tiled(axis: Axis, tile: int) -> WgradAxis:
-    return WgradAxis(axis.outputs, axis.in_step, axis.tap_step, tile, blocks(axis.outputs, tile))
+    return cheapest(Tile(problem, *pixels, groups) for groups in GROUPS for pixels in pixel_tiles(problem))
 
 
 def wgrad(problem: Problem) -> Program:
     assert isinstance(problem, Conv2dProblem)
     a = problem
-    splits, steps = 0, ()
-    if a.n * a.p * a.q and a.w_size:  # else dw is an empty sum
-        tile = best_tile(a)
-        assert tile is not None, "refused by the restriction"
-        splits, steps = _products(a, tile)
-    sum_bytes = 8 if a.dtype == "f64" else 4
-    return Program((*steps, sum_splits(a, splits)), workspace_bytes=splits * a.w_size * sum_bytes)
-
-
-def _products(a: Conv2dProblem, tile: Tile) -> tuple[int, tuple[Step, ...]]:
-    """The number of splits, and the step that makes their partial sums."""
-    image_tiles, row_tiles, column_tiles = tile.tiles
-    tiles = image_tiles * row_tiles * column_tiles
-    group_entries = a.group_c * tile.taps
-    filter_blocks, entry_blocks = blocks(a.group_k, tile.filters), blocks(group_entries, tile.entries)
-    dw_blocks = a.groups * filter_blocks * entry_blocks
-    most_splits = min(blocks(BLOCKS, dw_blocks), max(1, WORKSPACE_BYTES // (a.w_size * tile.sum_bytes)))
-    split_tiles = max(blocks(tiles, most_splits), blocks(SPLIT_PIXELS, tile.pixels))
-    splits = blocks(tiles, split_tiles)
-    rows, columns = tile.axes
-    plan = WgradPlan(
-        _tiled(rows, tile.rows), _tiled(columns, tile.columns), tile.quiet_patch, a.group_c, a.group_k,
-        group_entries, image_tiles, tile.filters, filter_blocks, tile.entries, entry_blocks, tile.channels,
-        splits, split_tiles, max(1, CHAIN[tile.sum_bytes] // tile.pixels), tile.dy_pitch,
-        tile.pixels * tile.dy_pitch, tile.patch_size,
-    )  # fmt: skip
+    if not a.n * a.p * a.q * a.w_size:  # an empty sum, or nothing to sum
+        return Program((sum_splits(a, 0),))
+    tile = best_tile(a)
+    assert tile is not None, "refused by the restriction"
+    plan, grid = wgrad_plan(tile)
     step = Step(
         SOURCE,
         kernel=f"direct_tiled_wgrad<{cpp_type(a)}, {cpp_layout(a)}, {tile.tm}, {TN}, {THREADS}>",
-        grid=(dw_blocks * splits, 1, 1),
+        grid=(grid, 1, 1),
         block=(THREADS, 1, 1),
         arguments=(a, plan, "x", "dy", Scratch()),
         shared_bytes=tile.shared_bytes,
         sass=("LDS.128", "FFMA" if tile.sum_bytes == 4 else "DFMA"),
     )
-    return splits, (step,)
+    return Program(
+        (step, sum_splits(a, plan.splits)), workspace_bytes=plan.splits * a.w_size * tile.sum_bytes
+    )
 
 
 def _restriction(problem: Problem) -> str | None:
     assert isinstance(problem, Conv2dProblem)
-    if reason := indices_fit_int32(problem):
+    if reason := indices_fit_int32(problem) or planes_fit_int32(problem):
         return reason
-    if problem.n * problem.p * problem.q and problem.w_size and best_tile(problem) is None:
+    if problem.n * problem.p * problem.q * problem.w_size and best_tile(problem) is None:
         return f"the pixels that a filter reaches take more than {MOST_SHARED_BYTES // 1024} KB of a block"
     return None
 

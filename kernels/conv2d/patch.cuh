@@ -25,63 +25,84 @@ struct Patch {
   PYCONV_HOST_DEVICE int column(int u) const { return u % column_step * column_pitch + u / column_step; }
 };
 
-// Where each place of the patch lies in `in`, or -1 in the padding. The first place is
-// in(first_image, channel, first_row, first_column), which may be padding too.
+// Where the first place of a patch lies in the input, in the padding perhaps: in(image, channel, row, column).
+struct PatchOrigin {
+  int image, channel, row, column;
+};
+
+// Where a place lies in its image: row * columns + column; -1 in the padding and beyond the last image.
+template <class T, Layout kLayout>
+PYCONV_DEVICE int source_of(int place, const Patch& patch, const PatchOrigin& origin,
+                            const Tensor<const T, kLayout>& in, int images) {
+  const int image = origin.image + place / patch.image_pitch;
+  const int patch_row = place % patch.image_pitch / patch.row_pitch, within = place % patch.row_pitch;
+  const int patch_column = within % patch.column_pitch * patch.column_step + within / patch.column_pitch;
+  const int row = origin.row + patch_row * patch.row_unit;
+  const int column = origin.column + patch_column * patch.column_unit;
+  const bool is_inside = image < images && row >= 0 && row < in.rows && column >= 0 && column < in.columns;
+  return is_inside ? row * in.columns + column : -1;
+}
+
+// Finds the sources of all places once, where many chunks of channels have the same.
 template <int kThreads, class T, Layout kLayout>
-PYCONV_DEVICE void find_sources(int64_t* sources, const Patch& patch, const Tensor<const T, kLayout>& in,
-                                int images, int first_image, int channel, int first_row, int first_column) {
-  for (int place = int(threadIdx.x); place < patch.places(); place += kThreads) {
-    const int image = first_image + place / patch.image_pitch;
-    const int patch_row = place % patch.image_pitch / patch.row_pitch, within = place % patch.row_pitch;
-    const int patch_column = within % patch.column_pitch * patch.column_step + within / patch.column_pitch;
-    const int row = first_row + patch_row * patch.row_unit;
-    const int column = first_column + patch_column * patch.column_unit;
-    const bool is_inside = image < images && row >= 0 && row < in.rows && column >= 0 && column < in.columns;
-    sources[place] = is_inside ? in.offset(image, channel, row, column) : -1;
-  }
+PYCONV_DEVICE void find_sources(int* sources, const Patch& patch, const PatchOrigin& origin,
+                                const Tensor<const T, kLayout>& in, int images) {
+  for (int place = int(threadIdx.x); place < patch.places(); place += kThreads)
+    sources[place] = source_of(place, patch, origin, in, images);
+}
+
+// The offset of a source from the first element of its patch's first image.
+template <class T, Layout kLayout>
+PYCONV_DEVICE int64_t offset_of(int place, int source, const Patch& patch, const Tensor<const T, kLayout>& in) {
+  const int image = patch.images > 1 ? place / patch.image_pitch : 0;
+  return image * in.offset(1, 0, 0, 0) + source * in.offset(0, 0, 0, 1);
 }
 
 // nchw: a warp reads neighbouring columns of one channel.
-template <int kThreads, class T, class Sum>
-PYCONV_DEVICE void stage_nchw(Sum* to, const Patch& patch, const int64_t* sources, const T* in, int64_t in_stride,
-                              int channels) {
+template <int kThreads, class T, Layout kLayout, class Sum, class Source>
+PYCONV_DEVICE void stage_by_pixels(Sum* to, const Patch& patch, const Tensor<const T, kLayout>& in, const T* from,
+                                   int channels, const Source& source_at) {
+  const int64_t channel_stride = in.offset(0, 1, 0, 0);
   for (int place = int(threadIdx.x); place < patch.places(); place += kThreads) {
-    const int64_t source = sources[place];
+    const int source = source_at(place);
+    const T* pixel = from + offset_of(place, source, patch, in);
     for (int c = 0; c < channels; ++c)
-      to[c * patch.channel_pitch + place] = source < 0 ? Sum(0) : widen(in[source + c * in_stride]);
+      to[c * patch.channel_pitch + place] = source < 0 ? Sum(0) : widen(pixel[c * channel_stride]);
   }
 }
 
 // nhwc: kLanes neighbouring lanes read the neighbouring channels of one pixel, V at a time. With a pitch between
 // channels of a multiple of 32 words and 4, a warp writes to all banks.
-template <int kThreads, int V, class T, class Sum>
-PYCONV_DEVICE void stage_nhwc(Sum* to, const Patch& patch, const int64_t* sources, const T* in, int channels) {
+template <int kThreads, int V, class T, Layout kLayout, class Sum, class Source>
+PYCONV_DEVICE void stage_by_channels(Sum* to, const Patch& patch, const Tensor<const T, kLayout>& in,
+                                     const T* from, int channels, const Source& source_at) {
   constexpr int kLanes = 8 / V;  // 8 channels of float are a sector of 32 bytes
   for (int place = int(threadIdx.x) / kLanes; place < patch.places(); place += kThreads / kLanes) {
-    const int64_t source = sources[place];
+    const int source = source_at(place);
+    const T* pixel = from + offset_of(place, source, patch, in);
     for (int c = int(threadIdx.x) % kLanes * V; c < channels; c += kLanes * V) {
       Vector<T, V> run = {};
-      if (source >= 0) run = load_vector<V>(in + source + c);
+      if (source >= 0) run = load_vector<V>(pixel + c);
       PYCONV_UNROLL
       for (int v = 0; v < V; ++v) to[(c + v) * patch.channel_pitch + place] = widen(run.element[v]);
     }
   }
 }
 
-// Fills the patch with `channels` channels from `first_channel` on, counted from that of the sources.
-// `is_aligned`: in nhwc, where a pixel's channels begin and how many there are is a multiple of V at every pixel.
+// Fills the patch with `channels` channels from origin.channel + first_channel on. `is_aligned`: in nhwc, where a
+// pixel's channels begin and how many there are is a multiple of V at every pixel.
 template <int kThreads, int V, class T, Layout kLayout, class Sum>
-PYCONV_DEVICE void stage_patch(Sum* to, const Patch& patch, const int64_t* sources,
+PYCONV_DEVICE void stage_patch(Sum* to, const Patch& patch, const PatchOrigin& origin, const int* sources,
                                const Tensor<const T, kLayout>& in, int first_channel, int channels,
                                bool is_aligned) {
-  const int64_t in_stride = in.offset(0, 1, 0, 0);
-  const T* from = in.data + first_channel * in_stride;
+  const T* from = &in(origin.image, origin.channel + first_channel, 0, 0);
+  auto source_at = [&](int place) { return sources[place]; };
   if (kLayout == kNchw)
-    stage_nchw<kThreads>(to, patch, sources, from, in_stride, channels);
+    stage_by_pixels<kThreads>(to, patch, in, from, channels, source_at);
   else if (is_aligned)
-    stage_nhwc<kThreads, V>(to, patch, sources, from, channels);
+    stage_by_channels<kThreads, V>(to, patch, in, from, channels, source_at);
   else
-    stage_nhwc<kThreads, 1>(to, patch, sources, from, channels);
+    stage_by_channels<kThreads, 1>(to, patch, in, from, channels, source_at);
 }
 
 }  // namespace pyconv

@@ -28,6 +28,13 @@ def indices_fit_int32(problem: Problem) -> str | None:
     return None if widest < 2**30 else f"{name} spans {widest} places (takes fewer than 2^30)"
 
 
+def planes_fit_int32(problem: Problem) -> str | None:
+    """For kernels that number the pixels of an image of x and of y with an ``int``."""
+    assert isinstance(problem, Conv2dProblem)
+    widest = max(problem.h * problem.w, problem.p * problem.q)
+    return None if widest < 2**31 else f"an image of {widest} pixels (takes fewer than 2^31)"
+
+
 def row_fits_int32(problem: Problem) -> str | None:
     """For im2col_gemm on cpu, which counts the places of a source row, padding included, in 32-bit lanes."""
     assert isinstance(problem, Conv2dProblem)
