@@ -161,7 +161,8 @@ def test_an_unknown_order_is_refused() -> None:
         pass
 
 
-def test_selection_forgets_nothing_and_keeps_nothing() -> None:
+def test_selection_forgets_nothing_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     x, w = torch.randn(CONV.x_shape, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
 
     def kernels_of() -> set[str]:

@@ -23,6 +23,7 @@ CONV2D = [
     "conv2d n2c9h13w11 k9r4s2 st1x3 pd2 dl2 g9",
     "conv2d n2c33h8w14 k33r3s3 st2 pd1 g33",
     "conv2d n2c5h13w11 k9r3s3 st1 pd1",
+    "conv2d n2c0h5w5 k4r3s3 st1 pd1",  # empty sums
 ]
 
 MAXPOOL2D = [
