@@ -309,9 +309,10 @@ class Pool2dRegistered:
         (_, s_extent), (stride_h, stride_w), (top, _, left, _), (dilation_h, dilation_w), *_ = self.rest
         p = torch.arange(taps.shape[2], device=taps.device).unsqueeze(1)
         q = torch.arange(taps.shape[3], device=taps.device)
+        nothing = taps == 255  # windows that cover no place
+        taps = taps.long()  # a byte would not hold the places that a dilation reaches
         h = p * stride_h - top + taps // s_extent * dilation_h
         w = q * stride_w - left + taps % s_extent * dilation_w
-        nothing = taps == 255  # windows that cover no place
         return (h * self.input_size[1] + w).masked_fill(nothing, -1).to(torch.int32)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pyconv.kernels.maxpool2d import items
 from pyconv.kernels.maxpool2d.items import Divider, Items
 
-from pyconv import backends
+from pyconv import backends, reference
+from pyconv.autograd import Pool2dRegistered
 from pyconv.backends import cuda
 from pyconv.problem import Pool2dProblem, parse_problem
 from pyconv.registry import find, kernels
@@ -98,3 +100,15 @@ def test_what_cannot_be_counted_is_refused(text: str, reason: str) -> None:
         by_place, by_tap = pass_ in ("fprop_argmax", "dgrad", "gather"), pass_.endswith("_tap")
         concerned = by_place if "places" in reason and "32" in reason else by_tap if "256" in reason else True
         assert (reason in (why_not or "")) == concerned, (pass_, why_not)
+
+
+def test_taps_become_places() -> None:
+    """Where the registered operators, which know places, go on for a pooling by taps."""
+    problem = _pool("maxpool2d n1c2h420w19 r3s3 st1 pd1 dl200x9 f32 nchw")  # a byte times 200
+    x = operands(problem, "fprop_tap", "special")[0]
+    form = Pool2dRegistered(
+        [problem.h, problem.w],
+        ((3, 3), (1, 1), problem.padding, (200, 9), problem.ceil_mode, False),
+    )
+    places = form._places(torch.from_numpy(reference.maxpool2d_fprop_tap(problem, x)[1]))
+    assert (places.numpy() == reference.maxpool2d_fprop_argmax(problem, x)[1]).all()

@@ -193,9 +193,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kThreads>)
       load_names(argmax + from, names);
       T given[kElements];
       load_all(dy + from, given);
+      // Added even if it is 0: an addition on a condition has the compiler load each element on it, too.
       PYCONV_UNROLL
-      for (int i = 0; i < kElements; ++i)
-        if (is_named(names, i, name)) sum[i] += widen(given[i]);
+      for (int i = 0; i < kElements; ++i) {
+        const Accumulator<T> value = widen(given[i]);
+        sum[i] += is_named(names, i, name) ? value : 0;
+      }
     }
   }
   T elements[kElements];

@@ -12,11 +12,11 @@ from pyconv.kernels.maxpool2d.items import (
 from pyconv.backends.program import Program
 from pyconv.problem import Pool2dProblem, Problem
 
-#: Rows of dx that a thread owns, by stride, where the window is known; and with vectors, whose sums fill the
-#: registers sooner. A row of windows is loaded once for all the rows that it covers: of a 3x3 window, 8 rows
-#: at stride 2 look at 5 rows of windows, 4 rows at stride 1 at 6.
-ROWS = {1: 4, 2: 8}
-VECTOR_ROWS = {1: 2, 2: 4}
+#: Rows of dx that a thread owns, by stride, where the window is known. A row of windows is loaded once for
+#: all the rows that it covers: of a 3x3 window, 8 rows at stride 2 look at 5 rows of windows, and so do 3 at
+#: stride 1. Fewer with vectors and with elements of 8 bytes, which fill the registers sooner.
+ROWS = {1: 3, 2: 8}
+FEWER_ROWS = {1: 2, 2: 4}
 
 
 def _owns_pairs(problem: Pool2dProblem) -> bool:
@@ -40,7 +40,9 @@ def _program(problem: Problem, place: str) -> Program:
         tile = Tile("dgrad.cu", f"dgrad_any<{typed(problem, vector, place)}>", elements=vector, sass=sass)
         return launch(problem, tile, operands, problem.h, problem.w)
     size, stride = window
-    cells = (VECTOR_ROWS if vector > 1 else ROWS)[stride] // stride  # of stride rows each
+    cells = (FEWER_ROWS if vector > 1 or problem.element_bytes == 8 else ROWS)[
+        stride
+    ] // stride  # of stride rows each
     pair = _owns_pairs(problem)
     odd = problem.pad_left % 2 if pair else 0
     whole = "false" if pair and problem.w % 2 else "true"
