@@ -45,7 +45,7 @@ MOST_SHARED_BYTES = 96 * 1024
 MOST_CHANNELS = 32
 #: Products that are added in one chain, by the bytes of a sum; then the sums go to the output and begin anew.
 #: The rounding error of a chain grows with the root of its length, and this keeps it below twice torch's own.
-#: Going through the output costs one instruction in 80. Results of 16 bits are rounded far more coarsely:
+#: Going through the output costs one instruction in 60. Results of 16 bits are rounded far more coarsely:
 #: there all products are one chain.
 CHAIN = {4: 256, 8: 128}
 
