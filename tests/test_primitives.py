@@ -1,4 +1,4 @@
-"""The CUDA primitives of ``kernels/common`` on the emulator, against the tables of the PTX ISA.
+"""The CUDA primitives of ``kernels/common``: on the emulator against the PTX ISA, and as machine code.
 
 The kernels in ``tests/primitives`` take and give registers; which element of a matrix a register holds is
 written here once more, from the ISA's formulas for fragments and not from the comments of the headers.
@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pyconv.backends import nvrtc
 from pyconv.backends.emulator import ORDERS, Buffer, Emulator, unavailable
+from pyconv.gates import cubin
+from pyconv.gates.architectures import ARCHITECTURES
 
 Array = npt.NDArray[np.generic]
 SOURCES = Path(__file__).resolve().parent / "primitives"
@@ -22,18 +25,17 @@ LANES = np.arange(32)
 GROUP, MEMBER = LANES // 4, LANES % 4  # groupID and threadID_in_group of the ISA
 
 needs_emulator = pytest.mark.skipif(unavailable() is not None, reason=f"no emulator: {unavailable()}")
-pytestmark = needs_emulator
 
 
 def launch(source: str, kernel: str, threads: int, *arguments: Array | int, writes: int = 1) -> None:
-    """One block of the kernel on numpy's memory, in every order of its threads.
+    """One block of the kernel on numpy's memory, checked and in every order of its threads.
 
     The orders must give the same bits in the array that is argument number ``writes``.
     """
     before, results = arguments[writes], []
     assert isinstance(before, np.ndarray)
     for order in ORDERS:
-        emulator = Emulator(order=order)
+        emulator = Emulator(checked=True, order=order)
         given = [each.copy() if isinstance(each, np.ndarray) else each for each in arguments]
         buffers = [
             Buffer(f"argument {i}", each.ctypes.data, each.nbytes, initialised=True, writable=i == writes)
@@ -56,6 +58,7 @@ def launch(source: str, kernel: str, threads: int, *arguments: Array | int, writ
 # ---- cp.async ----------------------------------------------------------------------------------------------
 
 
+@needs_emulator
 @pytest.mark.parametrize("piece", [4, 8, 16])
 def test_cp_async_fills_with_zeros(piece: int) -> None:
     threads = 32
@@ -66,6 +69,7 @@ def test_cp_async_fills_with_zeros(piece: int) -> None:
         np.testing.assert_array_equal(y, np.where(np.arange(x.size) < valid, x, 0), err_msg=f"{valid=}")
 
 
+@needs_emulator
 @pytest.mark.parametrize("tiles", [1, 2, 3, 7])
 def test_cp_async_groups_arrive_in_order(tiles: int) -> None:
     threads = 64
@@ -78,6 +82,7 @@ def test_cp_async_groups_arrive_in_order(tiles: int) -> None:
 # ---- ldmatrix ----------------------------------------------------------------------------------------------
 
 
+@needs_emulator
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_ldmatrix(count: int, transposed: bool) -> None:
@@ -111,6 +116,7 @@ def rounded_to(values: Array, fraction_bits: int) -> npt.NDArray[np.float32]:
     return (np.sign(wide) * np.floor(np.abs(wide) / unit + 0.5) * unit).astype(np.float32)
 
 
+@needs_emulator
 def test_tf32_is_the_nearest() -> None:
     scales = np.exp2(RNG.integers(-126, 126, 4096)).astype(np.float32)
     x = (RNG.standard_normal(4096).astype(np.float32) * scales).astype(np.float32)
@@ -211,6 +217,7 @@ def sum_type(name: str) -> type[np.floating]:
     return np.float64 if name == "f64" else np.float32
 
 
+@needs_emulator
 @pytest.mark.parametrize("name", MMAS)
 def test_mma_is_exact_on_integers(name: str) -> None:
     m, n, k = MMAS[name][1]
@@ -220,6 +227,7 @@ def test_mma_is_exact_on_integers(name: str) -> None:
     np.testing.assert_array_equal(got, a @ b + c)
 
 
+@needs_emulator
 @pytest.mark.parametrize("name", MMAS)
 def test_mma_is_near_on_random_values(name: str) -> None:
     m, n, k = MMAS[name][1]
@@ -233,6 +241,7 @@ def test_mma_is_near_on_random_values(name: str) -> None:
         assert (error <= k * np.finfo(sum_type(name)).eps * magnitude).all()
 
 
+@needs_emulator
 @pytest.mark.parametrize("name", MMAS)
 def test_mma_keeps_nan_and_infinity_in_their_row_and_column(name: str) -> None:
     m, n, k = MMAS[name][1]
@@ -248,6 +257,7 @@ def test_mma_keeps_nan_and_infinity_in_their_row_and_column(name: str) -> None:
 # ---- Warps -------------------------------------------------------------------------------------------------
 
 
+@needs_emulator
 @pytest.mark.parametrize("lanes", [32, 8, 1])
 @pytest.mark.parametrize(("name", "dtype"), [("float", np.float32), ("double", np.float64)])
 def test_warp_sum_has_one_order(name: str, dtype: type[np.floating], lanes: int) -> None:
@@ -260,9 +270,61 @@ def test_warp_sum_has_one_order(name: str, dtype: type[np.floating], lanes: int)
     np.testing.assert_array_equal(y.reshape(-1, lanes), np.repeat(want, lanes, 1))
 
 
+@needs_emulator
 def test_warp_votes() -> None:
     for x in (RNG.standard_normal(32), -np.ones(32), np.ones(32)):
         y = np.empty((32, 2), np.uint32)
         launch("warp.cu", "warp_votes", 32, x.astype(np.float32), y)
         positive = sum(1 << int(lane) for lane in np.flatnonzero(x > 0))
         np.testing.assert_array_equal(y, np.broadcast_to(np.uint32([positive, positive != 0]), y.shape))
+
+
+# ---- Machine code ------------------------------------------------------------------------------------------
+
+#: Kernel -> the instruction that its primitive has to become.
+INSTRUCTIONS = {
+    "cp_async.cu": {
+        "cp_async_ragged<4, 32>": "LDGSTS.ZFILL",
+        "cp_async_ragged<8, 32>": "LDGSTS.64.ZFILL",
+        "cp_async_ragged<16, 32>": "LDGSTS.BYPASS.128.ZFILL",
+    },
+    "ldmatrix.cu": {
+        "ldmatrix_registers<1, false>": "LDSM.M88",
+        "ldmatrix_registers<2, false>": "LDSM.M88.2",
+        "ldmatrix_registers<4, false>": "LDSM.M88.4",
+        "ldmatrix_registers<1, true>": "LDSM.MT88",
+        "ldmatrix_registers<2, true>": "LDSM.MT88.2",
+        "ldmatrix_registers<4, true>": "LDSM.MT88.4",
+    },
+    "mma.cu": {
+        "mma_16_bit<false>": "HMMA.16816.F32",
+        "mma_16_bit<true>": "HMMA.16816.F32.BF16",
+        "mma_tf32": "HMMA.1688.F32.TF32",
+        "mma_f64": "DMMA",
+    },
+    "warp.cu": {"warp_sums<float, 32>": "SHFL.BFLY", "warp_votes": "VOTE"},
+}
+
+
+def no_compiler() -> str | None:
+    try:
+        cubin.tool("cuobjdump"), cubin.tool("nvdisasm")
+    except FileNotFoundError as error:
+        return str(error)
+    found = nvrtc.find()
+    return found if isinstance(found, str) else None
+
+
+@pytest.mark.skipif(no_compiler() is not None, reason=f"no machine code: {no_compiler()}")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("source", INSTRUCTIONS)
+def test_a_primitive_is_one_instruction(source: str, architecture: str) -> None:
+    compiler = nvrtc.find()
+    assert not isinstance(compiler, str)
+    kernels = INSTRUCTIONS[source]
+    images = [compiler.compile(str(SOURCES / source), kernel, architecture) for kernel in kernels]
+    usages = cubin.read(images, ARCHITECTURES[architecture])
+    for (kernel, instruction), usage in zip(kernels.items(), usages, strict=True):
+        # A butterfly has five steps; the votes are compiled as they come.
+        expected = {"SHFL.BFLY": {5}, "VOTE": {1, 2}}.get(instruction, {1})
+        assert usage.count(instruction) in expected, f"{kernel} on {architecture}: {usage.opcodes}"

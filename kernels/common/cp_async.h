@@ -11,7 +11,7 @@
 //   after cp_async_wait<1>():           g0, g1, g2 have arrived, g3 perhaps
 //
 // Ragged edges: the first `valid_bytes` are copied and the rest of the piece is filled with zeros. With 0 nothing
-// is read, but the address must be aligned nevertheless: pass the tensor's first element.
+// is read, so the address may be anywhere, but it must be aligned.
 //
 //   cp_async<16>(shared, global, 6)       global  a b c d e f g h i j k l m n o p
 //                                         shared  a b c d e f 0 0 0 0 0 0 0 0 0 0

@@ -33,8 +33,8 @@ struct Sums {
   Accumulator<T> half[2][4];
 };
 
-// The fragment of 16 rows (or columns), those from warp_mn + mn on, and of a step of the tile's k. `mn`, a multiple of
-// 16, and `step` are constants. tf32 is yet to be rounded.
+// The fragment of 16 rows (or columns), those from warp_mn + mn on, and of a step of the tile's k. `mn`, a
+// multiple of 16, and `step` are constants. tf32 is yet to be rounded.
 template <Operand OPERAND, class T, Major MAJOR, int MN>
 PYCONV_DEVICE Fragment<T> load_fragment(const T* tile, int warp_mn, int mn, int step) {
   typedef TensorTile<T, MAJOR, MN> Tile;

@@ -1,10 +1,10 @@
 // The tensor-core GEMM's epilogue: from a warp's sums to C.
 //
-// In mma.sync's layout 4 lanes hold 8 neighbours along n, so one store of a warp reaches 8 rows: 32 bytes of each if
-// C is float, but 16 if it is 16-bit, half of the least that memory writes. So each warp turns 16 rows of its sums at
-// a time in shared memory (the stages are free by then) and writes whole rows, 16 bytes a lane. Nobody but the warp
-// reads what it turned, so no other has to wait. Doubles go as they are: shared memory would not hold as many, and
-// next to the time that their products take, stores are nothing.
+// In mma.sync's layout 4 lanes hold 8 neighbours along n, so one store of a warp reaches 8 rows: 32 bytes of each
+// if C is float, but 16 if it is 16-bit, half of the least that memory writes. So each warp turns 16 rows of its
+// sums at a time in shared memory (the stages are free by then) and writes whole rows, 16 bytes a lane. Nobody but
+// the warp reads what it turned, so no other has to wait. Doubles go as they are: shared memory would not hold as
+// many, and next to the time that their products take, stores are nothing.
 #pragma once
 #include "gemm/gemm_tensor_fragment.h"
 

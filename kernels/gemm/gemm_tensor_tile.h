@@ -79,9 +79,9 @@ struct TensorTile {
 
 // Copies one operand's tiles into shared memory, one after the other along k, all threads of the block together.
 //
-// An access takes as many elements as the strides allow (has_vectors): 16 bytes as it should be, 8 or 4 where lines
-// are no whole pieces. A single 16-bit element is less than cp.async can copy, and goes through a register. Half
-// the width is twice the instructions, which is what channels or planes of an odd number of elements cost.
+// An access takes as many elements as the strides allow (has_vectors): 16 bytes as it should be, 8 or 4 where
+// lines are no whole pieces. A single 16-bit element is less than cp.async can copy, and goes through a register.
+// Half the width is twice the instructions, which is what channels or planes of an odd number of elements cost.
 template <class T, Major MAJOR, int MN, int THREADS>
 struct TileCopier {
   typedef TensorTile<T, MAJOR, MN> Tile;
