@@ -100,14 +100,15 @@ def switch() -> Iterator[Any]:
 
 
 def test_tf32_is_used_where_torch_would_use_it(emulated: None, tf32_line: Kernel, switch: Any) -> None:
-    x, w, bias = torch.randn(1, 2, 3, 3), torch.randn(2, 2, 3, 3), torch.full((2,), 5.0)
+    # Five channels: not a first layer, which keeps to float32.
+    x, w, bias = torch.randn(1, 5, 3, 3), torch.randn(2, 5, 3, 3), torch.full((2,), 5.0)
     exact = F.conv2d(x, w, bias, padding=1)
     with pyconv.use("cuda"):
         for precision in ("tf32", "ieee", "tf32", "none"):
             switch.fp32_precision = precision
             used = torch.equal(pyconv.conv2d(x, w, bias, padding=1), torch.full_like(exact, 5.0))
             assert used == (precision == "tf32"), precision
-            choice = {c.kernel.id: c for c in pyconv.explain("conv2d n1c2h3w3 k2r3s3 pd1 f32 nchw")["fprop"]}
+            choice = {c.kernel.id: c for c in pyconv.explain("conv2d n1c5h3w3 k2r3s3 pd1 f32 nchw")["fprop"]}
             reason = choice[tf32_line.id].reason
             assert reason.startswith("chosen" if used else "not able: torch's switch for TF32"), reason
 
@@ -115,13 +116,13 @@ def test_tf32_is_used_where_torch_would_use_it(emulated: None, tf32_line: Kernel
 def test_the_switch_of_a_forward_holds_for_its_backward(
     emulated: None, tf32_line: Kernel, switch: Any
 ) -> None:
-    problem = parse_problem("conv2d n1c2h3w3 k2r3s3 pd1 f32 nchw")
+    problem = parse_problem("conv2d n1c5h3w3 k2r3s3 pd1 f32 nchw")
     switch.fp32_precision = "tf32"
     with pyconv.use("cuda"):
         plan = plan_for(problem, "cpu")
         switch.fp32_precision = "ieee"
         assert plan_for(problem, "cpu") is not plan
-    plan.launch("fprop", torch.ones(1, 2, 3, 3), torch.ones(2, 2, 3, 3), torch.ones(2))
+    plan.launch("fprop", torch.ones(1, 5, 3, 3), torch.ones(2, 5, 3, 3), torch.ones(2))
     assert plan.kernels["fprop"] is tf32_line
 
 
