@@ -20,8 +20,8 @@ from pyconv.models import layers
 STEPS = 10
 BATCH = 32
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-#: Enough trajectories that a ratio of two root mean squares says something about kernels, not about luck.
-SEEDS = range(6)
+#: Enough trajectories that their median says something about kernels, not about luck.
+SEEDS = range(7)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,13 @@ def test_ten_float64_losses_agree_with_aten(digits, layout) -> None:
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Root mean square over seeds and steps: a single pair of losses may agree by luck."""
-    return math.sqrt(float((a - b).square().mean()))
+    """Root mean square over the steps, its median over the seeds.
+
+    One seed in ten, whatever the kernels, has two values so close that rounding decides which side of a ReLU
+    or which place of a window they fall on: from there on it is another trajectory, some ten times further
+    away. A mean over the seeds would measure that chance.
+    """
+    return float((a - b).square().mean(dim=1).sqrt().median())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
