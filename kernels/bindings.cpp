@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -53,21 +54,41 @@ void dense_strides(const int64_t* sizes, int32_t layout, int64_t* strides) {
   }
 }
 
-Tensor make(const int64_t* sizes, int32_t layout, int32_t dtype) {
-  int64_t strides[4];
-  dense_strides(sizes, layout, strides);
+// What memory is for, as an error names it: "the result" of "conv2d.fprop.direct".
+struct Purpose {
+  const char* what;
+  const char* kernel;
+  const char* advice = "";
+};
+
+// A tensor of torch's allocator.
+Tensor allocate(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                const Purpose& purpose) {
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  if (aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle) ==
+      AOTI_TORCH_SUCCESS)
+    return Tensor(handle);
+  long double bytes = dtype == aoti_torch_dtype_uint8() ? 1 : dtype == aoti_torch_dtype_float64() ? 8 : 4;
+  std::string shape;
+  for (int64_t axis = 0; axis < dims; ++axis) {
+    bytes *= sizes[axis];
+    shape += (axis ? ", " : "") + std::to_string(sizes[axis]);
+  }
+  std::string number = std::to_string(bytes);
+  number.resize(number.find('.'));
+  throw std::runtime_error("pyconv: can't allocate memory: tried to allocate " + number + " bytes for " +
+                           purpose.what + purpose.kernel + " [" + shape + "]" + purpose.advice);
 }
 
-Tensor make_vector(int64_t size, int32_t dtype) {
+Tensor make(const int64_t* sizes, int32_t layout, int32_t dtype, const Purpose& purpose) {
+  int64_t strides[4];
+  dense_strides(sizes, layout, strides);
+  return allocate(4, sizes, strides, dtype, purpose);
+}
+
+Tensor make_vector(int64_t size, int32_t dtype, const Purpose& purpose) {
   const int64_t step = 1;
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(1, &size, &step, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return allocate(1, &size, &step, dtype, purpose);
 }
 
 // The tensor itself if it is dense in the layout already, else a dense copy.
@@ -80,16 +101,18 @@ Tensor dense(const Tensor& tensor, int32_t layout) {
   for (int axis = 0; axis < 4; ++axis) is_dense &= tensor.size(axis) == 1 || tensor.stride(axis) == strides[axis];
   if (is_dense || tensor.numel() == 0) return tensor;
   // Not torch's contiguous(): where sizes of 1 make both formats true it would return the tensor as it is.
-  Tensor copy = make(tensor.sizes().data(), layout, aoti_dtype(tensor));
+  Tensor copy = make(tensor.sizes().data(), layout, aoti_dtype(tensor), {"a dense copy of an operand", ""});
   return torch::stable::copy_(copy, tensor);
 }
 
 // Scratch from torch's allocator, aligned to a cache line, freed on return.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes) {
+  Workspace(int64_t bytes, const char* kernel) {
     if (bytes <= 0) return;
-    tensor_ = make_vector(bytes + 64, aoti_torch_dtype_uint8());
+    tensor_ = make_vector(
+        bytes + 64, aoti_torch_dtype_uint8(),
+        {"the workspace of ", kernel, "; pyconv.set_workspace_limit makes selection take kernels that need less"});
     const auto address = reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr());
     data_ = reinterpret_cast<void*>((address + 63) / 64 * 64);
   }
@@ -115,7 +138,7 @@ template <class Problem, class Function>
 Workspace workspace_for(const CpuKernel& kernel, Function function, const Problem& problem) {
   const int64_t bytes = function ? function(problem, pyconv::num_threads()) : 0;
   STD_TORCH_CHECK(bytes >= 0, "pyconv: kernel '", kernel.name, "' cannot do this problem");
-  return Workspace(bytes);
+  return Workspace(bytes, kernel.name.c_str());
 }
 
 void check_sizes(const Tensor& tensor, const int64_t* sizes, const char* what) {
@@ -132,6 +155,22 @@ void check_lists(const Ints& stride, const Ints& padding, const Ints& dilation) 
                   "pyconv: padding must be 4 integers >= 0 (top, bottom, left, right)");
   STD_TORCH_CHECK(dilation.size() == 2 && dilation[0] > 0 && dilation[1] > 0,
                   "pyconv: dilation must be 2 positive integers");
+}
+
+// Sizes that the kernels' 64-bit arithmetic can hold: as pyconv/problem.py refuses them.
+void check_extent(int64_t extent, int64_t before, int64_t after, int64_t size, int64_t dilation, int64_t stride) {
+  const __int128 padded = static_cast<__int128>(extent) + before + after;
+  const __int128 covered = static_cast<__int128>(dilation) * (size - 1);
+  STD_TORCH_CHECK(padded < pyconv::kExtentLimit && covered < pyconv::kExtentLimit && stride < pyconv::kExtentLimit,
+                  "pyconv: a padded image, a dilated filter or a stride reaches 2^47 along one axis");
+}
+
+void check_bytes(const int64_t* sizes, const char* what) {
+  __int128 bytes = sizeof(double);
+  for (int axis = 0; axis < 4; ++axis) {
+    bytes *= sizes[axis];
+    STD_TORCH_CHECK(bytes <= INT64_MAX, "pyconv: ", what, " would have more than 2^63 - 1 bytes");
+  }
 }
 
 // ---- conv2d ----------------------------------------------------------------------------------------
@@ -158,11 +197,10 @@ Tensor run_conv2d(const std::string& name, const std::string& pass, const Conv2d
                                    dtype_of(*bias) == problem.dtype);
   STD_TORCH_CHECK(bias_fits, "pyconv: bias must be a CPU tensor of shape [", problem.k, "] with the dtype of x");
 
-  const Tensor out = is_bgrad ? make_vector(problem.k, aoti_dtype(a))
-                              : make(is_fprop   ? y
-                                     : is_wgrad ? w
-                                                : x,
-                                     problem.layout, aoti_dtype(a));
+  const Purpose result{"the result of ", name.c_str()};
+  const int64_t* sizes = is_fprop ? y : is_wgrad ? w : x;
+  const Tensor out = is_bgrad ? make_vector(problem.k, aoti_dtype(a), result)
+                              : make(sizes, problem.layout, aoti_dtype(a), result);
   if (out.numel() == 0) return out;
   const Tensor a_dense = dense(a, problem.layout);
   std::optional<Tensor> b_dense, bias_dense;
@@ -190,6 +228,10 @@ Conv2dProblem conv2d_problem(const int64_t* x, const int64_t* w, const Ints& str
   problem.dilation_h = dilation[0], problem.dilation_w = dilation[1];
   problem.groups = groups;
   problem.dtype = dtype_of(like), problem.layout = channels_last ? pyconv::kNhwc : pyconv::kNchw;
+  check_extent(problem.h, problem.pad_top, problem.pad_bottom, problem.r, problem.dilation_h, problem.stride_h);
+  check_extent(problem.w, problem.pad_left, problem.pad_right, problem.s, problem.dilation_w, problem.stride_w);
+  const int64_t y[4] = {problem.n, problem.k, problem.p(), problem.q()};
+  check_bytes(x, "x"), check_bytes(w, "w"), check_bytes(y, "y");
   return problem;
 }
 
@@ -251,8 +293,9 @@ Tensor run_pool2d(const std::string& name, const std::string& pass, const Pool2d
     check_sizes(*argmax, y, "argmax");
   }
 
-  const Tensor out = make(is_dgrad ? x : y, problem.layout, aoti_dtype(a));
-  if (argmax_out) *argmax_out = make(y, problem.layout, aoti_torch_dtype_int32());
+  const Tensor out = make(is_dgrad ? x : y, problem.layout, aoti_dtype(a), {"the result of ", name.c_str()});
+  if (argmax_out)
+    *argmax_out = make(y, problem.layout, aoti_torch_dtype_int32(), {"the argmax of ", name.c_str()});
   if (out.numel() == 0) return out;
   const Tensor a_dense = dense(a, problem.layout);
   std::optional<Tensor> argmax_dense;
@@ -280,6 +323,10 @@ Pool2dProblem pool2d_problem(const Tensor& like, const int64_t* x, const Ints& w
   problem.dilation_h = dilation[0], problem.dilation_w = dilation[1];
   problem.ceil_mode = ceil_mode;
   problem.dtype = dtype_of(like), problem.layout = channels_last ? pyconv::kNhwc : pyconv::kNchw;
+  check_extent(problem.h, problem.pad_top, problem.pad_bottom, problem.r, problem.dilation_h, problem.stride_h);
+  check_extent(problem.w, problem.pad_left, problem.pad_right, problem.s, problem.dilation_w, problem.stride_w);
+  const int64_t y[4] = {problem.n, problem.c, problem.p(), problem.q()};
+  check_bytes(x, "x"), check_bytes(y, "y");
   return problem;
 }
 
@@ -420,16 +467,16 @@ PYCONV_API int64_t pyconv_bind_conv2d(const char* kernel, const Conv2dProblem* p
 PYCONV_API int64_t pyconv_bind_pool2d(const char* kernel, const Pool2dProblem* problem) {
   return bind(kernel, *problem, &Bound::pool2d);
 }
-// Bytes of workspace the kernel would ask for now, or -1 if there is no such kernel.
-PYCONV_API int64_t pyconv_conv2d_workspace(const char* name, const Conv2dProblem* problem) {
+// Bytes of workspace the kernel asks for with so many threads, or -1 if there is no such kernel.
+PYCONV_API int64_t pyconv_conv2d_workspace(const char* name, const Conv2dProblem* problem, int threads) {
   const CpuKernel* kernel = pyconv::find_kernel(name, std::strlen(name));
   if (!kernel || !kernel->conv2d_run) return -1;
-  return kernel->conv2d_workspace ? kernel->conv2d_workspace(*problem, pyconv::num_threads()) : 0;
+  return kernel->conv2d_workspace ? kernel->conv2d_workspace(*problem, threads) : 0;
 }
-PYCONV_API int64_t pyconv_pool2d_workspace(const char* name, const Pool2dProblem* problem) {
+PYCONV_API int64_t pyconv_pool2d_workspace(const char* name, const Pool2dProblem* problem, int threads) {
   const CpuKernel* kernel = pyconv::find_kernel(name, std::strlen(name));
   if (!kernel || !kernel->pool2d_run) return -1;
-  return kernel->pool2d_workspace ? kernel->pool2d_workspace(*problem, pyconv::num_threads()) : 0;
+  return kernel->pool2d_workspace ? kernel->pool2d_workspace(*problem, threads) : 0;
 }
 // sizes[6] = {sizeof(problem), p, q, x_size, w_size, y_size}: that C and Python agree is a test.
 PYCONV_API void pyconv_conv2d_sizes(const Conv2dProblem* problem, int64_t* sizes) {

@@ -8,6 +8,7 @@ from pyconv._version import __version__
 from pyconv.functional import conv2d, max_pool2d
 from pyconv.problem import Conv2dProblem, Pool2dProblem, parse_problem
 from pyconv.selection import explain, use
+from pyconv.switches import get_workspace_limit, set_workspace_limit
 
 __all__ = [
     "Conv2dProblem",
@@ -16,8 +17,10 @@ __all__ = [
     "conv2d",
     "explain",
     "functional",
+    "get_workspace_limit",
     "max_pool2d",
     "nn",
     "parse_problem",
+    "set_workspace_limit",
     "use",
 ]

@@ -37,6 +37,7 @@ from pyconv.plan import MOST_REMEMBERED, plan_for
 from pyconv.problem import DTYPE_NAMES, Conv2dProblem, Pool2dProblem
 from pyconv.selection import forced as _forced
 from pyconv.selection import tf32
+from pyconv.switches import current as _switches
 
 #: Arguments of an eager call -> the form that runs it. Cleared whenever choices may change.
 _plans: dict[Any, Eager] = {}
@@ -108,7 +109,7 @@ def conv2d(
         key: Any = (
             input.shape, input.stride(), weight.shape, weight.stride(), input.dtype, weight.dtype,
             input.device, weight.device, None if bias is None else (bias.shape, bias.dtype, bias.device),
-            stride, padding, dilation, groups, _forced(), _emulation(),
+            stride, padding, dilation, groups, _forced(), _emulation(), _switches(),
             # 1 == True == 1.0, and only the first is right
             type(stride), type(padding), type(dilation), type(groups),
         )  # fmt: skip
@@ -286,7 +287,7 @@ def max_pool2d(
     try:
         key: Any = (
             "pool", input.shape, input.stride(), input.dtype, input.device,
-            kernel_size, stride, padding, dilation, ceil_mode, _forced(), _emulation(),
+            kernel_size, stride, padding, dilation, ceil_mode, _forced(), _emulation(), _switches(),
             type(kernel_size), type(stride), type(padding), type(dilation), type(ceil_mode),
         )  # fmt: skip
         form = _plans.get(key)

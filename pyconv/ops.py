@@ -150,6 +150,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
 # ---- The problem of a call -------------------------------------------------------------------------------
 
 
+def _strides(x_shape: tuple[int, ...], stride: Any, padding: Any) -> tuple[int, int]:
+    """A stride beyond the padded image steps out of it as one to its end does: of any length, it is that."""
+    padded = x_shape[2] + padding[0] + padding[1], x_shape[3] + padding[2] + padding[3]
+    return min(stride[0], max(padded[0], 1)), min(stride[1], max(padded[1], 1))
+
+
 def conv2d_problem(
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],
@@ -164,8 +170,8 @@ def conv2d_problem(
     n, c, h, w = x_shape
     k, _, r, s = w_shape
     return Conv2dProblem(  # type: ignore[call-arg]
-        n, c, h, w, k, r, s, *stride, *padding, *dilation, groups, DTYPE_NAMES[dtype],
-        "nhwc" if channels_last else "nchw",
+        n, c, h, w, k, r, s, *_strides(x_shape, stride, padding), *padding, *dilation, groups,
+        DTYPE_NAMES[dtype], "nhwc" if channels_last else "nchw",
     )  # fmt: skip
 
 
@@ -182,8 +188,8 @@ def pool2d_problem(
     """The descriptor of a pooling of a tensor of this shape."""
     n, c, h, w = x_shape
     return Pool2dProblem(  # type: ignore[call-arg]
-        n, c, h, w, *window, *stride, *padding, *dilation, ceil_mode, DTYPE_NAMES[dtype],
-        "nhwc" if channels_last else "nchw",
+        n, c, h, w, *window, *_strides(x_shape, stride, padding), *padding, *dilation, ceil_mode,
+        DTYPE_NAMES[dtype], "nhwc" if channels_last else "nchw",
     )  # fmt: skip
 
 

@@ -43,7 +43,9 @@ CONV2D_PASSES = ("fprop", "dgrad", "wgrad", "bgrad")
 #: Those that end in ``_tap`` have an argmax of one byte, the tap ``r*s_extent + s`` of the window.
 POOL2D_PASSES = ("fprop", "fprop_argmax", "dgrad", "gather", "fprop_tap", "dgrad_tap", "gather_tap")
 
-_MAX_ELEMENTS = 2**63 - 1
+#: ``kExtentLimit`` of ``kernels/common/problem.h``.
+EXTENT_LIMIT = 2**47
+_MAX_BYTES = 2**63 - 1
 
 
 def output_extent(extent: int, pad: int, size: int, stride: int, dilation: int) -> int:
@@ -89,11 +91,26 @@ def _check_sizes(problem: object, positive: Sequence[str], non_negative: Sequenc
             )
 
 
-def _check_volumes(problem: object, volumes: dict[str, int]) -> None:
+def _check_extents(problem: Conv2dProblem | Pool2dProblem) -> None:
+    """No axis is so long that places along it would overflow 64 bits, in the kernels' C++ too."""
+    for axis, size, sides in (("h", "r", ("pad_top", "pad_bottom")), ("w", "s", ("pad_left", "pad_right"))):
+        padded = getattr(problem, axis) + sum(getattr(problem, side) for side in sides)
+        dilation = getattr(problem, f"dilation_{axis}")
+        covered = dilation * (getattr(problem, size) - 1)
+        for what, length in (
+            (f"{axis} and padding are", padded),
+            (f"{size} taps with dilation_{axis}={dilation} are", covered),
+            (f"stride_{axis} is", getattr(problem, f"stride_{axis}")),
+        ):
+            if length >= EXTENT_LIMIT:
+                raise ValueError(f"{type(problem).__name__}: {what} {length} long; accepted: below 2^47")
+
+
+def _check_volumes(problem: Conv2dProblem | Pool2dProblem, volumes: dict[str, int]) -> None:
     for name, volume in volumes.items():
-        if volume > _MAX_ELEMENTS:
+        if volume * problem.element_bytes > _MAX_BYTES:
             raise ValueError(
-                f"{type(problem).__name__}: {name} would have {volume} elements, more than 2^63 - 1"
+                f"{type(problem).__name__}: {name} would have {volume} elements, more than 2^63 - 1 bytes"
             )
 
 
@@ -161,7 +178,8 @@ class Conv2dProblem(_Fields):
 
     Raises:
         ValueError: naming the field, for a negative size, a stride or dilation below 1, channels that
-            ``groups`` does not divide, or a tensor of more than 2^63 - 1 elements.
+            ``groups`` does not divide, an axis of 2^47 or more with its padding, or a tensor of more than
+            2^63 - 1 bytes.
     """
 
     n: int
@@ -194,6 +212,7 @@ class Conv2dProblem(_Fields):
                 raise ValueError(
                     f"Conv2dProblem: {name}={getattr(self, name)} is not divisible by groups={self.groups}"
                 )
+        _check_extents(self)
         _check_volumes(self, {"x": self.x_size, "w": self.w_size, "y": self.y_size})
 
     @property
@@ -269,7 +288,8 @@ class Pool2dProblem(_Fields):
     """One 2-D max-pooling with a window of ``r x s``: ``x[n,c,h,w]``, ``y[n,c,p,q]``.
 
     Raises:
-        ValueError: naming the field, for a negative size, or a window, stride or dilation below 1.
+        ValueError: naming the field, for a negative size, a window, stride or dilation below 1, an axis of
+            2^47 or more with its padding, or a tensor of more than 2^63 - 1 bytes.
     """
 
     n: int
@@ -296,6 +316,7 @@ class Pool2dProblem(_Fields):
             ("r", "s", "stride_h", "stride_w", "dilation_h", "dilation_w"),
             ("n", "c", "h", "w", "pad_top", "pad_bottom", "pad_left", "pad_right"),
         )
+        _check_extents(self)
         _check_volumes(self, {"x": self.x_size, "y": self.y_size})
 
     def _extent(self, extent: int, before: int, after: int, window: int, stride: int, dilation: int) -> int:

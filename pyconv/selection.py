@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from pyconv import backends
+from pyconv import backends, switches
 from pyconv.backends import cuda
 from pyconv.backends.emulator import Emulator
 from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem, parse_problem
@@ -85,6 +85,7 @@ class Settings(NamedTuple):
     names: tuple[str, ...] = ()
     emulation: Emulator | None = None
     tf32: bool = False
+    workspace_limit: int | None = None
 
 
 def tf32() -> bool:
@@ -106,7 +107,8 @@ def heeds_tf32(problem: Problem, device_type: str, emulation: Emulator | None) -
 def settings(problem: Problem, device_type: str) -> Settings:
     """What is in force now, as far as it matters to this problem."""
     emulation = cuda.emulation()
-    return Settings(forced(), emulation, heeds_tf32(problem, device_type, emulation) and tf32())
+    in_tf32 = heeds_tf32(problem, device_type, emulation) and tf32()
+    return Settings(forced(), emulation, in_tf32, switches.current().workspace_limit)
 
 
 # ---- Choosing ---------------------------------------------------------------------------------------------
@@ -193,6 +195,9 @@ def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Setti
         reason = backends.unavailable(kernel.backend, device_type) or kernel.supports(problem)
     if reason is None and problem.dtype == "f32" and "tf32" in kernel.accuracy and not in_force.tf32:
         return "torch's switch for TF32 in convolutions is off (torch.backends.cudnn.conv.fp32_precision)"
+    limit = in_force.workspace_limit
+    if reason is None and limit is not None and (needed := backends.workspace_bytes(kernel, problem)) > limit:
+        return f"{needed:,} bytes of workspace, and pyconv.set_workspace_limit is {limit:,}"
     return reason
 
 

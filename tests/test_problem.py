@@ -161,7 +161,7 @@ def test_groups_divide_both_channels() -> None:
     ],
 )
 def test_volumes_past_int64_are_refused(base: Problem, changes: dict[str, int], volume: str) -> None:
-    with pytest.raises(ValueError, match=rf"{volume} would have \d+ elements, more than 2\^63 - 1"):
+    with pytest.raises(ValueError, match=rf"{volume} would have \d+ elements, more than 2\^63 - 1 bytes"):
         replace(base, **changes)
 
 

@@ -27,6 +27,10 @@ enum DType : int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 }
 // nhwc: x is [n][h][w][c], w is [k][r][s][c/groups], y is [n][p][q][k] in memory (torch channels_last).
 enum Layout : int32_t { kNchw = 0, kNhwc = 1 };
 
+// A padded image and a dilated filter stay below this along each axis, far beyond any memory, so that 64-bit
+// arithmetic on places, tiles beyond the edge included, cannot overflow. Descriptors that pass it are refused.
+constexpr int64_t kExtentLimit = int64_t{1} << 47;
+
 // Positions of a filter (or window) of `size` taps along one axis of `extent` elements. Never negative.
 PYCONV_HOST_DEVICE inline int64_t output_extent(int64_t extent, int64_t pad_before, int64_t pad_after,
                                                 int64_t size, int64_t stride, int64_t dilation) {

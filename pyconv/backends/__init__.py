@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from pyconv.backends import aten, cpu, cuda
+from pyconv.backends.signature import signature
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
@@ -20,6 +21,17 @@ def unavailable(backend: str, device_type: str) -> str | None:
         return f"backend {backend} is not built"
     reason: str | None = module.unavailable(device_type)
     return reason
+
+
+def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
+    """Scratch memory that the kernel asks for, for a problem it supports: on a CPU, with one thread.
+
+    0 for ``aten``, whose scratch memory is not known.
+    """
+    if 0 in signature(problem, kernel.pass_).results[0].shape:
+        return 0  # nothing is launched
+    size: int = _MODULES[kernel.backend].workspace_bytes(kernel, problem)
+    return size
 
 
 def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:

@@ -17,6 +17,10 @@ def unavailable(device_type: str) -> str | None:
     return None
 
 
+def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
+    return 0  # torch does not say
+
+
 def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     if isinstance(problem, Conv2dProblem):
         return _bind_conv2d(kernel.pass_, problem)

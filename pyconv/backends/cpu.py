@@ -32,11 +32,12 @@ def load() -> ctypes.CDLL | str:
     library = ctypes.CDLL(str(LIBRARY))
     for function in ("pyconv_isa", "pyconv_isa_error", "pyconv_isas", "pyconv_kernels"):
         getattr(library, function).restype = ctypes.c_char_p
-    for function in (
-        "pyconv_conv2d_workspace", "pyconv_pool2d_workspace", "pyconv_bind_conv2d", "pyconv_bind_pool2d",
-    ):  # fmt: skip
+    for function in ("pyconv_bind_conv2d", "pyconv_bind_pool2d"):
         getattr(library, function).restype = ctypes.c_int64
         getattr(library, function).argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+    for function in ("pyconv_conv2d_workspace", "pyconv_pool2d_workspace"):
+        getattr(library, function).restype = ctypes.c_int64
+        getattr(library, function).argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
     for function in ("pyconv_conv2d_sizes", "pyconv_pool2d_sizes"):
         getattr(library, function).argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64))
     refused = str(library.pyconv_isa_error().decode())
@@ -80,8 +81,8 @@ def compiled() -> list[str]:
     return sorted(str(_library().pyconv_kernels().decode()).split("\n"))
 
 
-def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
-    """Bytes of scratch the kernel would take for this problem with torch's present number of threads."""
+def workspace_bytes(kernel: Kernel, problem: Problem, threads: int = 1) -> int:
+    """Bytes of scratch the kernel takes for this problem with so many threads."""
     struct = problem.to_c()
     library = _library()
     of = (
@@ -89,7 +90,7 @@ def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
         if isinstance(problem, Conv2dProblem)
         else library.pyconv_pool2d_workspace
     )
-    return int(of(kernel.name.encode(), ctypes.byref(struct)))
+    return int(of(kernel.name.encode(), ctypes.byref(struct), threads))
 
 
 def c_sizes(problem: Problem) -> dict[str, int]:

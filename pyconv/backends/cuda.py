@@ -108,6 +108,11 @@ def unavailable(device_type: str) -> str | None:
 # ---- Bound kernels ----------------------------------------------------------------------------------------
 
 
+def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
+    assert kernel.program is not None
+    return kernel.program(problem).workspace_bytes
+
+
 def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     assert kernel.program is not None
     return Bound(kernel, problem)
@@ -138,7 +143,7 @@ class Bound:
             # Goes back to torch when this returns; what is launched on the stream later comes after us.
             workspace = None
             if packing.workspace_bytes:
-                workspace = torch.empty(packing.workspace_bytes, dtype=torch.uint8, device=device)
+                workspace = self._workspace(device)
             tensors += results
             frame = packing.take(
                 [0 if tensor is None else tensor.data_ptr() for tensor in tensors],
@@ -147,6 +152,16 @@ class Bound:
             where.launch(launches, frame, tensors, workspace)
             packing.give(frame)
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _workspace(self, device: torch.device) -> Tensor:
+        size = self.packing.workspace_bytes
+        try:
+            return torch.empty(size, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:
+            advice = "pyconv.set_workspace_limit makes selection take kernels that need less"
+            raise torch.OutOfMemoryError(
+                f"pyconv: no memory for a workspace of {size} bytes ({advice}): {error}"
+            ) from None
 
     def _load(self, device: torch.device) -> tuple[Device, list[Any]]:
         with self._lock:

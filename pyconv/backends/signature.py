@@ -74,7 +74,16 @@ class Value:
         return tensor
 
     def empty(self, device: torch.device) -> Tensor:
-        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
+        """Memory for the value.
+
+        Raises:
+            torch.OutOfMemoryError: naming it, if the device has none left.
+        """
+        try:
+            return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
+        except torch.OutOfMemoryError as error:
+            what = f"{self.name} {list(self.shape)}, {self.bytes} bytes"
+            raise torch.OutOfMemoryError(f"pyconv: no memory for {what}: {error}") from None
 
     def _refusal(self, tensor: Tensor, device: torch.device) -> RuntimeError:
         if tensor.device != device:
