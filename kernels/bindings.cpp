@@ -32,7 +32,10 @@ int32_t dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return pyconv::kFloat32;
     case ScalarType::Double: return pyconv::kFloat64;
-    default: STD_TORCH_CHECK(false, "pyconv: the CPU kernels take float32 and float64 tensors only");
+    case ScalarType::Half: return pyconv::kFloat16;
+    case ScalarType::BFloat16: return pyconv::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "pyconv: the CPU kernels take floating-point tensors of 16, 32 and 64 bits only");
   }
 }
 

@@ -97,8 +97,8 @@ def conv2d(
     Returns:
         ``[n, k, p, q]``, channels_last if the input or the weight is, else contiguous.
 
-    float32 and float64 run on pyconv's kernels. float16 and bfloat16 run on the kernels that the table lists
-    for them, integers, booleans and complex numbers on torch's own operator.
+    float16, bfloat16, float32 and float64 run on pyconv's kernels, which sum 16-bit products in float32 and
+    round once; integers, booleans and complex numbers run on torch's own operator.
 
     Raises:
         RuntimeError, TypeError: as torch, naming the argument.
@@ -277,7 +277,7 @@ def max_pool2d(
     Returns:
         ``y`` or ``(y, indices)``, in the memory format of the input.
 
-    float32 and float64 run on pyconv's kernels, integers on torch's own operator.
+    Floating-point tensors run on pyconv's kernels, integers on torch's own operator.
 
     Raises:
         RuntimeError, TypeError: as torch, naming the argument.

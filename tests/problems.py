@@ -28,6 +28,14 @@ CONV2D_CORE = [
     "conv2d n1c67h5w7 k37r3s3 st1 pd1",
 ]
 
+#: Sums so long, and results so many, that blocks of a sum in float32 have to wait for the next: 16 bits only.
+CONV2D_LONG = [
+    "conv2d n1c620h4w5 k7r3s3 st1 pd1",
+    "conv2d n1c6h5w4 k620r3s3 st2 pd1",
+    "conv2d n1c40h3w5 k300r3s3 st1 pd1",
+    "conv2d n1c40h17w16 k5r3s3 st1 pd1",
+]
+
 CONV2D = [
     *CONV2D_CORE,
     # Tile edges +-1: output columns and channels around 6, 8, 14, 16, 28, 32, filters around the same.

@@ -20,6 +20,7 @@ from tests.devices import Device, device_of
 from tests.problems import (
     CONV2D,
     CONV2D_CORE,
+    CONV2D_LONG,
     CONV2D_MORE,
     DTYPES,
     DTYPES_16_BIT,
@@ -71,7 +72,9 @@ def test_battery(kernel: Kernel, text: str, record_property: Record) -> None:
     judge_all(kernel, variants(text), record_property)
 
 
-@pytest.mark.parametrize(("kernel", "text"), _cases(CONV2D_CORE, MAXPOOL2D_CORE, DTYPES_16_BIT))
+@pytest.mark.parametrize(
+    ("kernel", "text"), _cases([*CONV2D_CORE, *CONV2D_LONG], MAXPOOL2D_CORE, DTYPES_16_BIT)
+)
 def test_battery_in_16_bits(kernel: Kernel, text: str, record_property: Record) -> None:
     judge_all(kernel, variants(text, DTYPES_16_BIT), record_property)
 

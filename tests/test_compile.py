@@ -179,7 +179,7 @@ def _kernel_name(operator: str, pass_: str, dtype: torch.dtype, channels_last: b
 @pytest.mark.parametrize("operator", list(ops.SCHEMAS))
 @pytest.mark.parametrize("overload", ["auto", "default"])
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("dtype", [F32, F64, torch.bfloat16], ids=str)
 def test_opcheck(operator: str, overload: str, channels_last: bool, dtype: torch.dtype) -> None:
     pass_, arguments = _operator_calls(dtype, channels_last)[operator]
     default, auto = ops.overloads(operator)

@@ -10,7 +10,7 @@ import pytest
 from pyconv import registry
 from pyconv.backends import cpu
 from pyconv.registry import Kernel
-from tests.problems import CONV2D_CORE, MAXPOOL2D_CORE, variants
+from tests.problems import CONV2D_CORE, DTYPES_16_BIT, MAXPOOL2D_CORE, variants
 from tests.test_battery import judge_all
 
 LINES = [kernel for kernel in registry.kernels() if kernel.backend == "cpu"]
@@ -29,9 +29,11 @@ def _isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_battery_core_on_every_isa(
     kernel: Kernel, _isa: str, record_property: Callable[[str, Any], None]
 ) -> None:
-    """The instruction set in use runs the whole list in ``tests/test_battery.py``."""
+    """In 16 bits, half the core. The instruction set in use runs the whole list in test_battery.py."""
     core = CONV2D_CORE if kernel.operation == "conv2d" else MAXPOOL2D_CORE
-    judge_all(kernel, [problem for text in core for problem in variants(text)], record_property)
+    problems = [problem for text in core for problem in variants(text)]
+    problems += [problem for text in core[1::2] for problem in variants(text, DTYPES_16_BIT)]
+    judge_all(kernel, problems, record_property)
 
 
 def test_this_machine_runs_the_baseline_and_its_best() -> None:

@@ -3,95 +3,122 @@
 //
 //   Vec<float> acc = {};  acc += broadcast(a) * load(b);    // contracts to one FMA (-ffp-contract=fast)
 //
-// load_partial / store_partial touch only the first `count` elements: a row's tail is never read or
-// written past its end.
+// Vec<T> holds the sums of elements T: of 16-bit elements it is a vector of float, which the loads widen to and the
+// stores round back from (narrow.h). load_partial / store_partial touch only the first `count` elements: a row's tail
+// is never read or written past its end.
 #pragma once
-#include <cstdint>
-#include <cstring>
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#include "cpu.h"
+#include "narrow.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-constexpr int kVectorRegisters = 32;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-constexpr int kVectorRegisters = 16;
-#else
-constexpr int kVectorBytes = 16;
-constexpr int kVectorRegisters = 16;
-#endif
-
-template <class T>
-struct VecOf;
-template <>
-struct VecOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct VecOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
-};
-template <class T>
-using Vec = typename VecOf<T>::type;
-template <class T>
-using Mask = typename VecOf<T>::mask;  // all ones where true, as comparisons of Vec give
-template <class T>
-constexpr int kLanes = kVectorBytes / int(sizeof(T));
-
 template <class T>
 inline Vec<T> load(const T* from) {
-  Vec<T> value;
-  std::memcpy(&value, from, sizeof value);  // one unaligned vector load
-  return value;
+  if constexpr (sizeof(T) == 2) {
+    Bits16 bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return widened<T>(bits);
+  } else {
+    Vec<T> value;
+    std::memcpy(&value, from, sizeof value);  // one unaligned vector load
+    return value;
+  }
 }
 
 template <class T>
 inline void store(T* to, const Vec<T>& value) {
-  std::memcpy(to, &value, sizeof value);
+  if constexpr (sizeof(T) == 2) {
+    const Bits16 bits = narrowed<T>(value);
+    std::memcpy(to, &bits, sizeof bits);
+  } else {
+    std::memcpy(to, &value, sizeof value);
+  }
 }
 
 template <class T>
 inline Vec<T> broadcast(T scalar) {
-  return scalar - Vec<T>{};  // x - 0 is x for every x and costs nothing; 0 + x would have to turn -0 into 0
+  return widen(scalar) - Vec<T>{};  // x - 0 is x for every x and costs nothing; 0 + x would have to turn -0 into 0
 }
 
-// The first `count` elements from memory (0 <= count <= kLanes), `rest` in the other lanes.
-template <class T>
-inline Vec<T> load_partial(const T* from, int count, T rest = T(0)) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    return (Vec<T>)_mm512_mask_loadu_ps((__m512)broadcast<T>(rest), __mmask16((1u << count) - 1), from);
+// The lanes [begin, end) as a mask register; 0 <= begin, end <= kLanes.
+template <class T>
+using LaneMask = std::conditional_t<sizeof(Accumulator<T>) == 4, __mmask16, __mmask8>;
+template <class T>
+inline LaneMask<T> lane_mask(int begin, int end) {
+  return LaneMask<T>(((1u << end) - 1) & ~((1u << begin) - 1));
+}
+
+// from[lane] for the lanes of the mask, 0 in the others, whose memory is not touched.
+template <class T>
+inline Vec<T> load_masked(const T* from, LaneMask<T> mask) {
+  if constexpr (sizeof(T) == 2) {
+    return widened<T>((Bits16)_mm256_maskz_loadu_epi16(mask, from));
+  } else if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_loadu_ps(mask, from);
   } else {
-    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)broadcast<T>(rest), __mmask8((1u << count) - 1), from);
+    return (Vec<T>)_mm512_maskz_loadu_pd(mask, from);
   }
-#else
-  Vec<T> value = broadcast<T>(rest);
-  for (int lane = 0; lane < count; ++lane) value[lane] = from[lane];
-  return value;
+}
 #endif
+
+// Lanes begin <= lane < end from memory (0 <= begin, end <= kLanes), 0 in the others, whose memory is not touched.
+template <class T>
+inline Vec<T> load_range(const T* from, int begin, int end) {
+#if defined(__AVX512F__)
+  return load_masked(from, lane_mask<T>(begin, end));
+#else
+  if (begin == 0 && end == kLanes<T>) return load(from);
+  if constexpr (sizeof(T) == 2) {
+    Bits16 bits = {};
+    for (int lane = begin; lane < end; ++lane) bits[lane] = from[lane].bits;
+    return widened<T>(bits);
+  } else {
+    Vec<T> value = {};
+    for (int lane = begin; lane < end; ++lane) value[lane] = from[lane];
+    return value;
+  }
+#endif
+}
+
+// The first `count` elements from memory (0 <= count <= kLanes), 0 in the other lanes.
+template <class T>
+inline Vec<T> load_partial(const T* from, int count) {
+  return load_range(from, 0, count);
 }
 
 template <class T>
 inline void store_partial(T* to, const Vec<T>& value, int count) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)value);
+  if constexpr (sizeof(T) == 2) {
+    _mm256_mask_storeu_epi16(to, lane_mask<T>(0, count), (__m256i)narrowed<T>(value));
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(to, lane_mask<T>(0, count), (__m512)value);
   } else {
-    _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), (__m512d)value);
+    _mm512_mask_storeu_pd(to, lane_mask<T>(0, count), (__m512d)value);
   }
 #else
-  for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
+  if constexpr (sizeof(T) == 2) {
+    const Bits16 bits = narrowed<T>(value);
+    for (int lane = 0; lane < count; ++lane) to[lane].bits = bits[lane];
+  } else {
+    for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
+  }
 #endif
+}
+
+// to[i] = from[i], widened or rounded, for i < count.
+template <class T>
+inline void widen_run(const T* from, int64_t count, Accumulator<T>* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
+  if (i < count) store_partial(to + i, load_partial(from + i, int(count - i)), int(count - i));
+}
+template <class T>
+inline void narrow_run(const Accumulator<T>* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store<T>(to + i, load(from + i));
+  if (i < count) store_partial<T>(to + i, load_partial(from + i, int(count - i)), int(count - i));
 }
 
 // a*b + c, rounded once where the instruction set can. For sums that must have the bits of another loop's: left to
@@ -117,8 +144,8 @@ inline Vec<T> select(const Mask<T>& mask, const Vec<T>& yes, const Vec<T>& no) {
 
 // Sum of all lanes, pairwise, in an order that depends on the width alone.
 template <class T>
-inline T horizontal_sum(const Vec<T>& value) {
-  T lanes[kLanes<T>];
+inline Accumulator<T> horizontal_sum(const Vec<T>& value) {
+  Accumulator<T> lanes[kLanes<T>];
   store(lanes, value);
   for (int half = kLanes<T> / 2; half > 0; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];

@@ -4,6 +4,7 @@
 // nhwc: one index per vector of filters; the sum walks down the N*P*Q rows.
 // Sums are kept per chunk and added chunk by chunk, so the rounding error grows with
 // the number of chunks and not with the number of elements, and the order depends on the problem alone.
+// 16-bit elements are summed in float and rounded once.
 #include "common/simd.h"
 
 namespace pyconv {
@@ -14,8 +15,8 @@ constexpr int64_t kChunk = 512;     // nchw: elements of one partial sum, shared
 constexpr int64_t kChunkRows = 32;  // nhwc: rows of one partial sum, since there each lane is a sum of its own
 
 template <class T>
-T sum_row(const T* row, int64_t count) {
-  T total = 0;
+Accumulator<T> sum_row(const T* row, int64_t count) {
+  Accumulator<T> total = 0;
   for (int64_t begin = 0; begin < count; begin += kChunk) {
     const int64_t end = begin + kChunk < count ? begin + kChunk : count;
     Vec<T> partial = {};
@@ -41,9 +42,9 @@ template <class T>
 void nchw(const Conv2dProblem& problem, const T* dy, T* db) {
   const int64_t plane = problem.p() * problem.q();
   for_each(problem.k, problem, [&](int64_t k) {
-    T total = 0;
+    Accumulator<T> total = 0;
     for (int64_t n = 0; n < problem.n; ++n) total += sum_row(dy + (n * problem.k + k) * plane, plane);
-    db[k] = total;
+    db[k] = narrow<T>(total);
   });
 }
 
@@ -68,15 +69,13 @@ void nhwc(const Conv2dProblem& problem, const T* dy, T* db) {
   });
 }
 
-template <class T>
-void run(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  const T* dy = static_cast<const T*>(args.a);
-  T* db = static_cast<T*>(args.out);
-  problem.layout == kNhwc ? nhwc(problem, dy, db) : nchw(problem, dy, db);
-}
-
 void bgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  problem.dtype == kFloat64 ? run<double>(problem, args) : run<float>(problem, args);
+  with_element(problem.dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* dy = static_cast<const T*>(args.a);
+    T* db = static_cast<T*>(args.out);
+    problem.layout == kNhwc ? nhwc(problem, dy, db) : nchw(problem, dy, db);
+  });
 }
 PYCONV_CPU_KERNEL("conv2d.bgrad.direct", bgrad, nullptr)
 

@@ -12,6 +12,7 @@
 //   nhwc   a vector is kLanes channels of one output; kPixels outputs share each load of a weight
 //
 // An output sums its taps in the order r, s whatever tile it is in, so its bits depend on nothing but its sample.
+// Elements E of 16 bits are widened when loaded, the filters once a call, and sums of T, a float, rounded when stored.
 #include "depthwise_axis.h"
 
 namespace pyconv {
@@ -24,14 +25,16 @@ struct DepthwiseTile {
   static constexpr int64_t kUnitFmas = 1 << 19;  // of one parallel unit: ~20 us
 };
 
-template <class T>
+template <class E>
 class Depthwise {
  public:
+  using T = Accumulator<E>;
+
   Depthwise(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgrad)
-      : in_(static_cast<const T*>(args.a)),
-        w_(static_cast<const T*>(args.b)),
-        bias_(static_cast<const T*>(args.bias)),
-        out_(static_cast<T*>(args.out)),
+      : in_(static_cast<const E*>(args.a)),
+        w_(static_cast<const E*>(args.b)),
+        bias_(static_cast<const E*>(args.bias)),
+        out_(static_cast<E*>(args.out)),
         n_(problem.n),
         channels_(problem.c),
         taps_r_(problem.r),
@@ -42,6 +45,11 @@ class Depthwise {
     rows_ = make_axis(row_sizes(problem, dgrad), memory);
     cols_ = make_axis(col_sizes(problem, dgrad), memory);
     filter_ = reinterpret_cast<T*>(memory);
+  }
+
+  // Elements of the filter's copy; none where it is read in place.
+  static int64_t filter_size(const Conv2dProblem& problem) {
+    return problem.layout == kNhwc || sizeof(E) == 2 ? problem.w_size() : 0;
   }
 
   static DepthwiseAxisSizes row_sizes(const Conv2dProblem& problem, bool dgrad) {
@@ -58,7 +66,9 @@ class Depthwise {
     if (nhwc) {  // [r][s][channel]: a vector of channels is then one load
       const int64_t taps = taps_r_ * taps_s_;
       for (int64_t k = 0; k < channels_; ++k)
-        for (int64_t tap = 0; tap < taps; ++tap) filter_[tap * channels_ + k] = w_[k * taps + tap];
+        for (int64_t tap = 0; tap < taps; ++tap) filter_[tap * channels_ + k] = widen(w_[k * taps + tap]);
+    } else if constexpr (sizeof(E) == 2) {
+      widen_run(w_, channels_ * taps_r_ * taps_s_, filter_);
     }
     const int64_t all_rows = n_ * rows_.outputs * (nhwc ? 1 : channels_);
     const int64_t row_fmas = cols_.outputs * (nhwc ? channels_ : 1) * (taps_r_ * taps_s_ + 1);
@@ -99,11 +109,11 @@ class Depthwise {
     constexpr int kWindows = DepthwiseTile::kWindows;
     const int64_t k = plane % channels_, count = cols_.count(phase), in_step = cols_.in_step,
                   out_step = cols_.out_step;
-    const T* in = in_ + plane * in_h_ * in_w_;
-    const T* filter = w_ + k * taps_r_ * taps_s_;
+    const E* in = in_ + plane * in_h_ * in_w_;
+    const T* filter = filter_nchw() + k * taps_r_ * taps_s_;
     const DepthwiseTap *s_begin = cols_.begin(phase), *s_end = cols_.end(phase);
     const DepthwiseCommon common(s_begin, s_end);
-    const Vec<T> bias = broadcast<T>(bias_ ? bias_[k] : T(0));
+    const Vec<T> bias = broadcast<T>(bias_ ? widen(bias_[k]) : T(0));
     for (int64_t i = 0; i < count; i += kLanes<T>) {
       const int lanes = int(count - i < kLanes<T> ? count - i : kLanes<T>);
       const bool whole = common.begin <= i && i + kLanes<T> <= common.end;
@@ -125,7 +135,7 @@ class Depthwise {
         do {
           rest = one_set ? s_end : find(rest);
           for_each_row(h, [&](int64_t row, int64_t r) {
-            const T* from = in + row * in_w_;
+            const E* from = in + row * in_w_;
             const T* weights = filter + r * taps_s_;
             const auto add = [&](auto taps) {  // a constant count unrolls the common filters, 3 and 5 wide
               for (int j = 0; j < taps; ++j) {
@@ -147,15 +157,15 @@ class Depthwise {
               add(found);
           });
         } while (rest < s_end);
-        T* out = out_ + (plane * rows_.outputs + h) * cols_.outputs + phase + i * out_step;
+        E* out = out_ + (plane * rows_.outputs + h) * cols_.outputs + phase + i * out_step;
         if (out_step > 1) {
           T values[kLanes<T>];
           store<T>(values, sum);
-          for (int lane = 0; lane < lanes; ++lane) out[lane * out_step] = values[lane];
+          for (int lane = 0; lane < lanes; ++lane) out[lane * out_step] = narrow<E>(values[lane]);
         } else if (lanes == kLanes<T>) {
-          store<T>(out, sum);
+          store<E>(out, sum);
         } else {
-          store_partial(out, sum, lanes);
+          store_partial<E>(out, sum, lanes);
         }
       }
     }
@@ -186,49 +196,56 @@ class Depthwise {
     for (int j = 0; j < kCount; ++j) sum[j] = bias;
     const int64_t step = cols_.in_step * channels_;
     for_each_row(h, [&](int64_t row, int64_t r) {
-      const T* from = in_ + (n * in_h_ + row) * in_w_ * channels_ + i * step + k;
+      const E* from = in_ + (n * in_h_ + row) * in_w_ * channels_ + i * step + k;
       for (const DepthwiseTap* s = cols_.begin(phase); s < cols_.end(phase); ++s) {
         if (kCount == 1 && (i < s->begin || s->end <= i)) continue;
         const T* weights = filter_ + (r * taps_s_ + s->tap) * channels_ + k;
         const Vec<T> weight = kFull ? load(weights) : load_partial(weights, lanes);
-        const T* pixel = from + s->first * channels_;
+        const E* pixel = from + s->first * channels_;
         for (int j = 0; j < kCount; ++j, pixel += step)
           sum[j] += weight * (kFull ? load(pixel) : load_partial(pixel, lanes));
       }
     });
-    T* out = out_ + ((n * rows_.outputs + h) * cols_.outputs + phase + i * cols_.out_step) * channels_ + k;
+    E* out = out_ + ((n * rows_.outputs + h) * cols_.outputs + phase + i * cols_.out_step) * channels_ + k;
     for (int j = 0; j < kCount; ++j, out += cols_.out_step * channels_) {
       if (kFull)
-        store<T>(out, sum[j]);
+        store<E>(out, sum[j]);
       else
-        store_partial(out, sum[j], lanes);
+        store_partial<E>(out, sum[j], lanes);
     }
   }
 
-  const T* in_;
-  const T* w_;
-  const T* bias_;
-  T* out_;
+  const T* filter_nchw() const {
+    if constexpr (sizeof(E) == 2)
+      return filter_;
+    else
+      return w_;
+  }
+
+  const E* in_;
+  const E* w_;
+  const E* bias_;
+  E* out_;
   const int64_t n_, channels_, taps_r_, taps_s_, in_h_, in_w_;
   DepthwiseAxis rows_, cols_;
-  T* filter_;  // nhwc: [r][s][channel]
+  T* filter_;  // nhwc: [r][s][channel]; nchw, 16 bits: [channel][r][s]
 };
 
 template <bool kDgrad>
 void run(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  const bool nhwc = problem.layout == kNhwc;
-  if (problem.dtype == kFloat64)
-    Depthwise<double>(problem, args, kDgrad).run(nhwc);
-  else
-    Depthwise<float>(problem, args, kDgrad).run(nhwc);
+  with_element(problem.dtype, [&](auto element) {
+    Depthwise<decltype(element)>(problem, args, kDgrad).run(problem.layout == kNhwc);
+  });
 }
 
 template <bool kDgrad>
 int64_t workspace(const Conv2dProblem& problem, int) {
   if (!is_depthwise(problem)) return -1;
-  return Depthwise<float>::row_sizes(problem, kDgrad).bytes() +
-         Depthwise<float>::col_sizes(problem, kDgrad).bytes() +
-         (problem.layout == kNhwc ? problem.w_size() * int64_t(problem.dtype == kFloat64 ? 8 : 4) : 0);
+  return with_element(problem.dtype, [&](auto element) {
+    using E = decltype(element);
+    return Depthwise<E>::row_sizes(problem, kDgrad).bytes() + Depthwise<E>::col_sizes(problem, kDgrad).bytes() +
+           Depthwise<E>::filter_size(problem) * int64_t(sizeof(Accumulator<E>));
+  });
 }
 PYCONV_CPU_KERNEL("conv2d.fprop.depthwise", run<false>, workspace<false>)
 PYCONV_CPU_KERNEL("conv2d.dgrad.depthwise", run<true>, workspace<true>)

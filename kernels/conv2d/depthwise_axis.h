@@ -92,37 +92,20 @@ inline Vec<T> every_other(const Vec<T>& a, const Vec<T>& b, std::integer_sequenc
   return __builtin_shufflevector(a, b, (2 * kLane)...);
 }
 
-// Lanes [begin, end) from from[lane], zero in the others; nothing else is read.
-template <class T>
-inline Vec<T> load_lanes(const T* from, int begin, int end) {
-#if defined(__AVX512F__)
-  const uint32_t mask = end > begin ? ((1u << end) - 1) & ~((1u << begin) - 1) : 0;
-  if constexpr (sizeof(T) == 4)
-    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(mask), from);
-  else
-    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(mask), from);
-#else
-  if (begin <= 0 && end >= kLanes<T>) return load(from);
-  Vec<T> value = {};
-  for (int lane = begin; lane < end; ++lane) value[lane] = from[lane];
-  return value;
-#endif
-}
-
-// Lanes [begin, end) from from[lane*step].
+// Lanes [begin, end) from from[lane*step], zero in the others; nothing else is read. begin < end.
 template <class T>
 inline Vec<T> load_lanes(const T* from, int64_t step, int begin, int end) {
-  if (step == 1) return load_lanes(from, begin, end);
+  if (step == 1) return load_range(from, begin, end);
   if (step == 2) {
     constexpr int kHalf = kLanes<T>;
     const int first = 2 * begin, last = 2 * end - 1;  // elements [first, last)
-    const Vec<T> low = load_lanes(from, first < kHalf ? first : kHalf, last < kHalf ? last : kHalf);
+    const Vec<T> low = load_range(from, first < kHalf ? first : kHalf, last < kHalf ? last : kHalf);
     const Vec<T> high =
-        load_lanes(from + kHalf, first > kHalf ? first - kHalf : 0, last > kHalf ? last - kHalf : 0);
+        load_range(from + kHalf, first > kHalf ? first - kHalf : 0, last > kHalf ? last - kHalf : 0);
     return every_other<T>(low, high, std::make_integer_sequence<int, kLanes<T>>{});
   }
-  T lanes[kLanes<T>] = {};
-  for (int lane = begin; lane < end; ++lane) lanes[lane] = from[lane * step];
+  Accumulator<T> lanes[kLanes<T>] = {};
+  for (int lane = begin; lane < end; ++lane) lanes[lane] = widen(from[lane * step]);
   return load(lanes);
 }
 

@@ -7,7 +7,8 @@
 //
 // In both, one load of dy feeds the kTaps neighbouring taps s of a register tile, for one filter row r. A register
 // sums at most an image's plane (nchw) or a row (nhwc); those sums are added one by one, and the chunks', which
-// come from the problem alone, last: the rounding error grows with those counts and not with n*p*q.
+// come from the problem alone, last: the rounding error grows with those counts and not with n*p*q. Elements E of 16
+// bits are widened when loaded; all sums are of T, a float, and dw is rounded once.
 #include "depthwise_axis.h"
 
 namespace pyconv {
@@ -37,15 +38,17 @@ inline DepthwiseAxisSizes col_sizes(const Conv2dProblem& problem) {
   return {problem.q(), problem.w, problem.s, problem.stride_w, problem.pad_left, problem.dilation_w, false};
 }
 
-template <class T>
+template <class E>
 class DepthwiseWgrad {
  public:
+  using T = Accumulator<E>;
+
   DepthwiseWgrad(const Conv2dProblem& problem, const Conv2dArgs& args)
       : problem_(problem),
         p_(problem.p()),
         q_(problem.q()),
-        x_(static_cast<const T*>(args.a)),
-        dy_(static_cast<const T*>(args.b)),
+        x_(static_cast<const E*>(args.a)),
+        dy_(static_cast<const E*>(args.b)),
         chunks_(chunk_count(problem)) {
     char* memory = static_cast<char*>(args.workspace);
     rows_ = make_axis(row_sizes(problem), memory);
@@ -53,7 +56,7 @@ class DepthwiseWgrad {
     partial_ = reinterpret_cast<T*>(memory);
   }
 
-  void run(T* dw) {
+  void run(E* dw) {
     const int64_t channels = problem_.k, taps = problem_.r * problem_.s;
     const bool nhwc = problem_.layout == kNhwc;
     const int64_t elements = nhwc ? problem_.n * p_ : problem_.n;  // what the chunks divide
@@ -77,7 +80,7 @@ class DepthwiseWgrad {
         const T* from = partial_ + (nhwc ? tap * channels + k : k * taps + tap);
         T sum = from[0];
         for (int64_t chunk = 1; chunk < chunks_; ++chunk) sum += from[chunk * channels * taps];
-        dw[k * taps + tap] = sum;
+        dw[k * taps + tap] = narrow<E>(sum);
       }
     }
   }
@@ -107,8 +110,8 @@ class DepthwiseWgrad {
     for (; n < n_end; ++n) {
       Vec<T> sum[kTaps] = {};
       for (int64_t p = r.begin; p < r.end; ++p) {
-        const T* dy = dy_ + ((n * problem_.k + k) * p_ + p) * q_;
-        const T* x = x_ + ((n * problem_.k + k) * problem_.h + r.first + p * rows_.in_step) * problem_.w;
+        const E* dy = dy_ + ((n * problem_.k + k) * p_ + p) * q_;
+        const E* x = x_ + ((n * problem_.k + k) * problem_.h + r.first + p * rows_.in_step) * problem_.w;
         for (int64_t q = 0; q < q_; q += kLanes<T>) {
           const int lanes = int(q_ - q < kLanes<T> ? q_ - q : kLanes<T>);
           if (cols_.in_step == 1 && common.begin <= q && q + kLanes<T> <= common.end) {
@@ -116,7 +119,7 @@ class DepthwiseWgrad {
             for (int j = 0; j < kTaps; ++j) sum[j] += gradient * load(x + s[j].first + q);
             continue;
           }
-          const Vec<T> gradient = load_lanes(dy + q, 0, lanes);
+          const Vec<T> gradient = load_partial(dy + q, lanes);
           for (int j = 0; j < kTaps; ++j) {
             const int begin = int(s[j].begin > q ? s[j].begin - q < kLanes<T> ? s[j].begin - q : kLanes<T> : 0);
             const int end = int(s[j].end - q < lanes ? s[j].end - q : lanes);
@@ -135,10 +138,10 @@ class DepthwiseWgrad {
   void row_nhwc(int64_t n, int64_t p, T* partial) const {
     for (int64_t k = 0; k < problem_.k; k += kLanes<T>) {
       const int lanes = int(problem_.k - k < kLanes<T> ? problem_.k - k : kLanes<T>);
-      const T* dy = dy_ + (n * p_ + p) * q_ * problem_.k + k;
+      const E* dy = dy_ + (n * p_ + p) * q_ * problem_.k + k;
       for (const DepthwiseTap* r = rows_.begin(0); r < rows_.end(0); ++r) {
         if (p < r->begin || r->end <= p) continue;
-        const T* x = x_ + (n * problem_.h + r->first + p * rows_.in_step) * problem_.w * problem_.k + k;
+        const E* x = x_ + (n * problem_.h + r->first + p * rows_.in_step) * problem_.w * problem_.k + k;
         T* to = partial + r->tap * problem_.s * problem_.k + k;
         for_each_taps([&](const DepthwiseTap* s, auto count) {
           lanes == kLanes<T> ? pixels<count, true>(x, dy, s, to, lanes)
@@ -149,9 +152,9 @@ class DepthwiseWgrad {
   }
 
   template <int kTaps, bool kFull>
-  void pixels(const T* x, const T* dy, const DepthwiseTap* s, T* to, int lanes) const {
+  void pixels(const E* x, const E* dy, const DepthwiseTap* s, T* to, int lanes) const {
     const int64_t channels = problem_.k, step = cols_.in_step * channels;
-    const auto get = [lanes](const T* from) { return kFull ? load(from) : load_partial(from, lanes); };
+    const auto get = [lanes](const E* from) { return kFull ? load(from) : load_partial(from, lanes); };
     const DepthwiseCommon common(s, s + kTaps);
     Vec<T> sum[kTaps] = {};
     for (int64_t q = common.begin; q < common.end; ++q) {
@@ -175,18 +178,18 @@ class DepthwiseWgrad {
 
   const Conv2dProblem& problem_;
   const int64_t p_, q_;
-  const T* x_;
-  const T* dy_;
+  const E* x_;
+  const E* dy_;
   const int64_t chunks_;
   DepthwiseAxis rows_, cols_;
   T* partial_;
 };
 
 void depthwise_wgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  if (problem.dtype == kFloat64)
-    DepthwiseWgrad<double>(problem, args).run(static_cast<double*>(args.out));
-  else
-    DepthwiseWgrad<float>(problem, args).run(static_cast<float*>(args.out));
+  with_element(problem.dtype, [&](auto element) {
+    using E = decltype(element);
+    DepthwiseWgrad<E>(problem, args).run(static_cast<E*>(args.out));
+  });
 }
 
 int64_t depthwise_wgrad_workspace(const Conv2dProblem& problem, int) {

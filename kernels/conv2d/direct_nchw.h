@@ -12,6 +12,9 @@
 //
 // Order of every sum: input channels, tap rows, tap columns, in partial sums of some kChain products that are
 // added to the bias one after the other.
+//
+// Elements E of 16 bits are widened where they are packed and rounded where they are stored, so the tiles know only T,
+// their float. Between two blocks of input channels sums wait in y, or, where y would round them, in scratch.
 #pragma once
 #include "direct_nchw_store.h"
 #include "direct_pack.h"
@@ -128,13 +131,15 @@ TileFunction<T> tile_function(int64_t mr, int64_t left, int64_t* vectors) {
 
 // ---- Plan ------------------------------------------------------------------------------------------
 
-template <class T>
+template <class E>
 struct NchwPlan {
+  using T = Accumulator<E>;
   using Config = NchwConfig<T>;
   Gather g;
   int64_t panels, in_block;
   Units units;
   int64_t packed_bytes, flags_bytes, taps_bytes, ones_bytes, input_bytes;
+  int64_t waiting_pixels, waiting_bytes;  // sums between two blocks, of one channel and of a unit; 16 bits only
 
   NchwPlan(const Conv2dProblem& problem, bool dgrad) : g(make_gather(problem, dgrad)) {
     panels = ceil_div(g.out_c, Config::kMr);
@@ -146,7 +151,7 @@ struct NchwPlan {
     units = make_units(g, panels, std::max(Config::kInputBytes / (pixel_bytes * in_block), Config::kPixels),
                        Config::kLeastPanels);
 
-    int64_t row_room = 0, col_room = 0;  // of the largest class, along each axis
+    int64_t row_room = 0, col_room = 0, most_cols = 0;  // of the largest class, along each axis
     for (int64_t residue = 0; residue < g.row_classes; ++residue) {
       const Phases phases(g.rows(residue), false);
       row_room = std::max(row_room, phases.phases * (units.rows + phases.halo));
@@ -155,6 +160,7 @@ struct NchwPlan {
       const AxisMap axis = g.cols(residue);
       const Phases phases(axis, split_columns<T>(axis));
       col_room = std::max(col_room, phases.phases * (axis.out_count + phases.halo));
+      most_cols = std::max(most_cols, axis.out_count + phases.halo);
     }
     const int64_t size = (in_block + 1) * row_room * col_room * units.images + Config::kTileLanes;
     packed_bytes = round_up(problem.groups * g.out_c * g.in_c * g.taps * int64_t(sizeof(T)), 64);
@@ -162,28 +168,33 @@ struct NchwPlan {
     taps_bytes = round_up(g.taps * int64_t(sizeof(int64_t)), 64);
     ones_bytes = round_up(g.in_w * int64_t(sizeof(T)), 64);
     input_bytes = round_up(size * int64_t(sizeof(T)), 64);
+    waiting_pixels = round_up(units.rows * units.images * most_cols + Config::kTileLanes, kLanes<T>);
+    const bool waits = sizeof(E) == 2 && in_block < g.in_c;
+    waiting_bytes = waits ? round_up(units.panels * Config::kMr * waiting_pixels * int64_t(sizeof(T)), 64) : 0;
   }
   // Output channels are dealt out evenly, so no panel is a splinter.
   int64_t panel_begin(int64_t panel) const { return panel * g.out_c / panels; }
-  int64_t thread_bytes() const { return taps_bytes + ones_bytes + input_bytes; }
+  int64_t thread_bytes() const { return taps_bytes + ones_bytes + input_bytes + waiting_bytes; }
   int64_t workspace(int threads) const { return packed_bytes + flags_bytes + threads * thread_bytes(); }
 };
 
 // One panel of output channels, whose first y and bias point at.
-template <class T>
+template <class E>
 struct OutputPanel {
   int64_t mr;
-  bool finite;      // all its weights are
-  bool accumulate;  // add to what is in y: not the first block of input channels
-  const T* w;       // packed
-  const T* bias;    // or null
-  T* y;
+  bool finite;              // all its weights are
+  bool first, last;         // block of input channels: the later ones add to the sums of those before
+  const Accumulator<E>* w;  // packed
+  const E* bias;            // or null
+  E* y;
+  Accumulator<E>* waiting;  // 16 bits: the sums between two blocks, [mr][waiting_pixels]
+  int64_t waiting_pixels;
 };
 
 // All pixels of one class of one unit, for one panel of output channels and one block of input channels.
-template <class T>
+template <class E, class T = Accumulator<E>>
 void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>& input, const T* x,
-                const OutputPanel<T>& output) {
+                const OutputPanel<E>& output) {
   using Config = NchwConfig<T>;
   constexpr int64_t L = kLanes<T>;
   alignas(64) T sums[Config::kMr * Config::kTileLanes + L];  // + L: a segment's last load may pass its end
@@ -198,11 +209,16 @@ void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>&
 
     for (int64_t m = 0; m < output.mr; ++m) {
       T* sum = sums + m * vectors * L;
-      const Vec<T> start = broadcast(output.bias && !output.accumulate ? output.bias[m] : T(0));
+      const Vec<T> start = broadcast(output.bias && output.first ? widen(output.bias[m]) : T(0));
       for (int64_t v = 0; v < vectors; ++v) store(sum + v * L, start);
-      for (int i = 0; output.accumulate && i < count; ++i)
-        load_segment(output.y + m * y_channel + segments[i].out, y_step, sum + segments[i].lane,
-                     segments[i].length);
+      if (output.first) continue;
+      if constexpr (sizeof(E) == 2) {
+        std::memcpy(sum, output.waiting + m * output.waiting_pixels + f, size_t(vectors * L) * sizeof(T));
+      } else {
+        for (int i = 0; i < count; ++i)
+          load_segment(output.y + m * y_channel + segments[i].out, y_step, sum + segments[i].lane,
+                       segments[i].length);
+      }
     }
 
     if (output.finite) {
@@ -212,6 +228,12 @@ void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>&
         nchw_tile_masked(input, x + f, input.valid + f, output.w + m, output.mr, sums + m * L);
     }
 
+    if (sizeof(E) == 2 && !output.last) {
+      for (int64_t m = 0; m < output.mr; ++m)
+        std::memcpy(output.waiting + m * output.waiting_pixels + f, sums + m * vectors * L,
+                    size_t(vectors * L) * sizeof(T));
+      continue;
+    }
     for (int64_t m = 0; m < output.mr; ++m)
       for (int i = 0; i < count; ++i)
         store_segment(output.y + m * y_channel + segments[i].out, y_step,
@@ -219,12 +241,13 @@ void nchw_panel(const Gather& g, const InputPanel<T>& panel, const TileInput<T>&
   }
 }
 
-template <class T>
+template <class E>
 void direct_nchw(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgrad) {
-  const NchwPlan<T> plan(problem, dgrad);
+  using T = Accumulator<E>;
+  const NchwPlan<E> plan(problem, dgrad);
   const Gather& g = plan.g;
-  const T* w = static_cast<const T*>(args.b);
-  const T* bias = static_cast<const T*>(args.bias);
+  const E* w = static_cast<const E*>(args.b);
+  const E* bias = static_cast<const E*>(args.bias);
   char* workspace = static_cast<char*>(args.workspace);
   T* packed = reinterpret_cast<T*>(workspace);
   char* finite = workspace + plan.packed_bytes;
@@ -243,6 +266,7 @@ void direct_nchw(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgra
     int64_t* tap_offsets = reinterpret_cast<int64_t*>(scratch);
     T* ones = reinterpret_cast<T*>(scratch + plan.taps_bytes);
     T* x_panel = reinterpret_cast<T*>(scratch + plan.taps_bytes + plan.ones_bytes);
+    T* waiting = reinterpret_cast<T*>(scratch + plan.taps_bytes + plan.ones_bytes + plan.input_bytes);
     const char* unit_finite = finite + unit.group * plan.panels + unit.panel;
     const bool all_finite = std::all_of(unit_finite, unit_finite + unit.panels, [](char flag) { return flag; });
 
@@ -260,13 +284,13 @@ void direct_nchw(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgra
 
         // Pack the input.
         const int64_t x_image = problem.groups * g.in_c * x_channel;
-        const T* x =
-            static_cast<const T*>(args.a) + unit.image * x_image + (unit.group * g.in_c + in_first) * x_channel;
+        const E* x =
+            static_cast<const E*>(args.a) + unit.image * x_image + (unit.group * g.in_c + in_first) * x_channel;
         T* to = x_panel;
         for (int64_t c = 0; c < in_count; ++c) to = pack_channel(panel, x + c * x_channel, x_image, g.in_w, to);
         if (!all_finite && in_count > 0) {
           std::fill(ones, ones + g.in_w, T(1));
-          pack_channel<T>(panel, ones, 0, 0, to);
+          pack_channel(panel, ones, 0, 0, to);
         }
 
         // Compute and store: the input panel stays in cache while the panels of filters pass.
@@ -274,13 +298,16 @@ void direct_nchw(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgra
         for (int64_t i = unit.panel; i < unit.panel + unit.panels; ++i) {
           const int64_t out = plan.panel_begin(i), mr = plan.panel_begin(i + 1) - out;
           const int64_t channel = unit.group * g.out_c + out;
-          const OutputPanel<T> output{
+          const OutputPanel<E> output{
               mr,
               finite[unit.group * plan.panels + i] != 0,
-              in_first > 0,
+              in_first == 0,
+              taps == 0 || in_first + in_count >= g.in_c,
               packed + channel * g.in_c * g.taps + (taps_before * g.in_c + taps * in_first) * mr,
               bias ? bias + channel : nullptr,
-              static_cast<T*>(args.out) + (unit.image * problem.groups * g.out_c + channel) * y_channel};
+              static_cast<E*>(args.out) + (unit.image * problem.groups * g.out_c + channel) * y_channel,
+              waiting + (out - plan.panel_begin(unit.panel)) * plan.waiting_pixels,
+              plan.waiting_pixels};
           nchw_panel(g, panel, input, x_panel, output);
         }
         in_first += in_count;

@@ -7,7 +7,8 @@
 // stride share a phase: phase ph holds position(0, ph), position(1, ph), ... and tap t = ph + u*phases finds the
 // input of pixel f at f + (u*shift_step rows or columns). So stride, dilation and padding all end here, and
 // vectors run over the ends of rows and images. Where rows are short, each tap column gets a phase of its own
-// instead: copies then need no halo columns, and no lane is lost (kSplitWidth).
+// instead: copies then need no halo columns, and no lane is lost (kSplitWidth). Elements E of 16 bits are widened on
+// the way: the panel holds T, a float.
 #pragma once
 #include "common/simd.h"
 #include "index_map.h"
@@ -68,25 +69,6 @@ struct InputPanel {
   }
 };
 
-// Lanes begin <= lane < end from memory (0 <= begin, end <= kLanes), 0 in the others, whose memory is not
-// touched.
-template <class T>
-inline Vec<T> load_range(const T* from, int begin, int end) {
-#if defined(__AVX512F__)
-  const uint32_t lanes = ((1u << end) - 1) & ~((1u << begin) - 1);
-  if constexpr (sizeof(T) == 4) {
-    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(lanes), from);
-  } else {
-    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(lanes), from);
-  }
-#else
-  if (begin == 0 && end == kLanes<T>) return load(from);
-  Vec<T> value = {};
-  for (int lane = begin; lane < end; ++lane) value[lane] = from[lane];
-  return value;
-#endif
-}
-
 // Which elements of a packed row are image: [begin, end) of width; the others are padding.
 struct RowRange {
   int64_t width, begin, end;
@@ -104,15 +86,15 @@ inline Vec<T> even_elements(const Vec<T>& low, const Vec<T>& high, std::integer_
   return __builtin_shufflevector(low, high, (2 * kLane)...);
 }
 
-template <class T>
-inline Vec<T> load_clamped(const T* from, int64_t begin, int64_t end) {
-  return load_range(from, int(std::clamp<int64_t>(begin, 0, kLanes<T>)),
-                    int(std::clamp<int64_t>(end, 0, kLanes<T>)));
+template <class E>
+inline Vec<E> load_clamped(const E* from, int64_t begin, int64_t end) {
+  return load_range(from, int(std::clamp<int64_t>(begin, 0, kLanes<E>)),
+                    int(std::clamp<int64_t>(end, 0, kLanes<E>)));
 }
 
 // to[j] = from[j*step] for begin <= j < end, 0 for the other j < width. May write up to a vector beyond to[width].
-template <class T>
-inline void pack_row(T* to, const T* from, int64_t step, const RowRange& range) {
+template <class T, class E>
+inline void pack_row(T* to, const E* from, int64_t step, const RowRange& range) {
   constexpr int64_t L = kLanes<T>;
   if (step == 1) {
     for (int64_t j = 0; j < range.width; j += L)
@@ -129,14 +111,14 @@ inline void pack_row(T* to, const T* from, int64_t step, const RowRange& range) 
   } else {
     int64_t j = 0;
     for (; j < range.begin; ++j) to[j] = T(0);
-    for (; j < range.end; ++j) to[j] = from[j * step];
+    for (; j < range.end; ++j) to[j] = widen(from[j * step]);
     for (; j < range.width; ++j) to[j] = T(0);
   }
 }
 
 // `rows` rows of each image: from points at the first row's first column, which may lie left of the image.
-template <class T>
-T* pack_rows(const InputPanel<T>& panel, T* to, const T* from, int64_t image_stride, int64_t row_stride,
+template <class T, class E>
+T* pack_rows(const InputPanel<T>& panel, T* to, const E* from, int64_t image_stride, int64_t row_stride,
              int64_t rows, const RowRange& range) {
   constexpr int64_t L = kLanes<T>;
   const int64_t step = panel.cols.in_step, x_step = panel.rows.in_step * row_stride, width = range.width;
@@ -153,7 +135,7 @@ T* pack_rows(const InputPanel<T>& panel, T* to, const T* from, int64_t image_str
     constexpr std::make_integer_sequence<int, L> kLane{};
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t image = 0; image < panel.images; ++image, to += width) {
-        const T* row = from + image * image_stride + i * x_step;
+        const E* row = from + image * image_stride + i * x_step;
         const Vec<T> first = load_range(row, begin[0], end[0]), second = load_range(row + L, begin[1], end[1]);
         store(to, step == 1 ? first : even_elements<T>(first, second, kLane));
         if (width <= L) continue;
@@ -171,8 +153,8 @@ T* pack_rows(const InputPanel<T>& panel, T* to, const T* from, int64_t image_str
 
 // One channel: x points at it in the unit's first image. Rows and images are written in ascending order, so what
 // pack_row writes too far is overwritten, and only after the last channel is room needed.
-template <class T>
-T* pack_channel(const InputPanel<T>& panel, const T* x, int64_t image_stride, int64_t row_stride, T* to) {
+template <class T, class E>
+T* pack_channel(const InputPanel<T>& panel, const E* x, int64_t image_stride, int64_t row_stride, T* to) {
   const AxisMap &rows = panel.rows, &cols = panel.cols;
   const int64_t count = panel.row_count + panel.row_phases.halo;
   for (int64_t row_phase = 0; row_phase < panel.row_phases.phases; ++row_phase) {
@@ -180,7 +162,7 @@ T* pack_channel(const InputPanel<T>& panel, const T* x, int64_t image_stride, in
     const RowRange inside = elements_inside(first_row, rows, count);
     for (int64_t col_phase = 0; col_phase < panel.col_phases.phases; ++col_phase) {
       const int64_t first_col = cols.position(0, col_phase);
-      const T* from = x + (first_row + inside.begin * rows.in_step) * row_stride + first_col;
+      const E* from = x + (first_row + inside.begin * rows.in_step) * row_stride + first_col;
       std::fill(to, to + inside.begin * panel.line, T(0));
       to = pack_rows(panel, to + inside.begin * panel.line, from, image_stride, row_stride,
                      inside.end - inside.begin, elements_inside(first_col, cols, panel.width));

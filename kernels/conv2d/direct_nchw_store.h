@@ -36,14 +36,16 @@ int find_segments(const Gather& g, const InputPanel<T>& panel, int64_t first, in
   return count;
 }
 
-template <class T>
-void store_segment(T* to, int64_t step, const T* from, int64_t length) {
+// Elements E of 16 bits are rounded here, once.
+template <class E>
+void store_segment(E* to, int64_t step, const Accumulator<E>* from, int64_t length) {
+  constexpr int64_t L = kLanes<E>;
   if (step == 1) {
     int64_t i = 0;
-    for (; i + kLanes<T> <= length; i += kLanes<T>) store(to + i, load(from + i));
-    if (i < length) store_partial(to + i, load(from + i), int(length - i));
+    for (; i + L <= length; i += L) store<E>(to + i, load(from + i));
+    if (i < length) store_partial<E>(to + i, load(from + i), int(length - i));
   } else {
-    for (int64_t i = 0; i < length; ++i) to[i * step] = from[i];
+    for (int64_t i = 0; i < length; ++i) to[i * step] = narrow<E>(from[i]);
   }
 }
 

@@ -4,7 +4,8 @@
 //   nchw   panel[class][in][tap row][tap column][mr]             mr output channels, one broadcast each
 //
 // One panel holds all classes of its output channels (index_map.h). fprop turns rows of w into lanes, which is a
-// transposition; dgrad reads w with the roles of c and k exchanged.
+// transposition; dgrad reads w with the roles of c and k exchanged. Panels hold what the tiles multiply: elements E of
+// 16 bits are widened to T, a float, on the way.
 #pragma once
 #include "common/transpose.h"
 #include "index_map.h"
@@ -14,9 +15,9 @@ namespace PYCONV_ISA {
 namespace {
 
 // to[col*to_stride + row] = from[row*from_stride + col] for row < rows, 0 for rows <= row < padded_rows.
-template <class T>
-void pack_transposed(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t rows, int64_t cols,
-                     int64_t padded_rows) {
+template <class T, class E>
+[[gnu::noinline]] void pack_transposed(T* to, int64_t to_stride, const E* from, int64_t from_stride, int64_t rows,
+                                       int64_t cols, int64_t padded_rows) {
   constexpr int64_t L = kLanes<T>;
   for (int64_t row = 0; row < padded_rows; row += L) {
     const int lanes = int(std::min(L, padded_rows - row));
@@ -25,7 +26,7 @@ void pack_transposed(T* to, int64_t to_stride, const T* from, int64_t from_strid
       Vec<T> block[L];
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) {
-        const T* source = from + (row + i) * from_stride + col;
+        const E* source = from + (row + i) * from_stride + col;
         block[i] = row + i >= rows ? Vec<T>{} : count == L ? load(source) : load_partial(source, count);
       }
       transpose<T>(block);
@@ -39,10 +40,10 @@ void pack_transposed(T* to, int64_t to_stride, const T* from, int64_t from_strid
 }
 
 // Output channels [out, out + count) of the group, nr lanes, in blocks of in_block input channels.
-template <class T>
-void pack_nhwc_panel(const Gather& g, const T* w, int64_t group, int64_t out, int64_t count, int64_t nr,
+template <class T, class E>
+void pack_nhwc_panel(const Gather& g, const E* w, int64_t group, int64_t out, int64_t count, int64_t nr,
                      int64_t in_block, T* panel) {
-  const T* w_panel = w + group * g.w_g_stride + out * g.w_out_stride;
+  const E* w_panel = w + group * g.w_g_stride + out * g.w_out_stride;
   for_each_class(g, [&](const AxisMap& rows, const AxisMap& cols, int64_t taps_before) {
     T* to = panel + taps_before * g.in_c * nr;
     if (!g.dgrad && in_block >= g.in_c)  // r, s, c are contiguous in w and wanted in that order
@@ -51,7 +52,7 @@ void pack_nhwc_panel(const Gather& g, const T* w, int64_t group, int64_t out, in
       const int64_t block = std::min(in_block, g.in_c - in);
       for (int64_t tap_row = 0; tap_row < rows.taps; ++tap_row) {
         for (int64_t tap_col = 0; tap_col < cols.taps; ++tap_col) {
-          const T* from = w_panel + in * g.w_in_stride +
+          const E* from = w_panel + in * g.w_in_stride +
                           (rows.tap_origin + tap_row * rows.tap_step) * g.w_r_stride +
                           (cols.tap_origin + tap_col * cols.tap_step) * g.w_s_stride;
           if (!g.dgrad) {
@@ -60,7 +61,7 @@ void pack_nhwc_panel(const Gather& g, const T* w, int64_t group, int64_t out, in
             for (int64_t i = 0; i < block; ++i) {
               for (int64_t lane = 0; lane < nr; lane += kLanes<T>) {
                 const int64_t valid = std::clamp<int64_t>(count - lane, 0, kLanes<T>);
-                const T* source = from + i * g.w_in_stride + lane;
+                const E* source = from + i * g.w_in_stride + lane;
                 store(to + i * nr + lane, valid == kLanes<T> ? load(source) : load_partial(source, int(valid)));
               }
             }
@@ -73,9 +74,9 @@ void pack_nhwc_panel(const Gather& g, const T* w, int64_t group, int64_t out, in
 }
 
 // Output channels [out, out + mr) of the group. Returns whether all their weights are finite.
-template <class T>
-bool pack_nchw_panel(const Gather& g, const T* w, int64_t group, int64_t out, int64_t mr, T* panel) {
-  const T* w_panel = w + group * g.w_g_stride + out * g.w_out_stride;
+template <class T, class E>
+bool pack_nchw_panel(const Gather& g, const E* w, int64_t group, int64_t out, int64_t mr, T* panel) {
+  const E* w_panel = w + group * g.w_g_stride + out * g.w_out_stride;
   int64_t size = 0;
   for_each_class(g, [&](const AxisMap& rows, const AxisMap& cols, int64_t taps_before) {
     const int64_t taps = rows.taps * cols.taps;
@@ -90,10 +91,10 @@ bool pack_nchw_panel(const Gather& g, const T* w, int64_t group, int64_t out, in
       for (int64_t in = 0; in < g.in_c; ++in)
         for (int64_t tap_row = 0; tap_row < rows.taps; ++tap_row)
           for (int64_t tap_col = 0; tap_col < cols.taps; ++tap_col) {
-            const T* from = w_panel + in * g.w_in_stride +
+            const E* from = w_panel + in * g.w_in_stride +
                             (rows.tap_origin + tap_row * rows.tap_step) * g.w_r_stride +
                             (cols.tap_origin + tap_col * cols.tap_step) * g.w_s_stride;
-            for (int64_t i = 0; i < mr; ++i) *to++ = from[i * g.w_out_stride];
+            for (int64_t i = 0; i < mr; ++i) *to++ = widen(from[i * g.w_out_stride]);
           }
     }
   });

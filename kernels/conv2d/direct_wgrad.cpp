@@ -8,7 +8,7 @@
 //   compute  for each filter row r, tap s, channel tile, filter block: one register tile over the pixels of the
 //   chunk
 //            whose x lies inside the image (direct_wgrad_tile.h), added to the panel [r][s][c][filter]
-//   store    after the last chunk: add the splits' panels in order, transpose to dw's layout
+//   store    after the last chunk: add the splits' panels in order, transpose to dw's layout, round if it is of 16 bits
 //
 // With few channels (an image's first layer) the register tile runs over (s, c) instead of c, to stay wide; the
 // pixels at the borders, which not all of its taps s have, are then done by narrower tiles, one for each s.
@@ -23,15 +23,17 @@ namespace {
 // third-level cache's latency; a prefetch past the end of a tensor is harmless.
 constexpr int64_t kPrefetchPixels = 8;
 
-template <class T>
+template <class E>
 class DirectWgrad {
  public:
+  using T = Accumulator<E>;
+
   DirectWgrad(const Conv2dProblem& problem, const Conv2dArgs& args)
       : problem_(problem),
         plan_(problem),
-        x_(static_cast<const T*>(args.a)),
-        dy_(static_cast<const T*>(args.b)),
-        dw_(static_cast<T*>(args.out)),
+        x_(static_cast<const E*>(args.a)),
+        dy_(static_cast<const E*>(args.b)),
+        dw_(static_cast<E*>(args.out)),
         workspace_(static_cast<T*>(args.workspace)),
         nhwc_(problem.layout == kNhwc) {}
 
@@ -109,7 +111,7 @@ class DirectWgrad {
       for (int64_t p = chunk.p.begin; p < (whole ? chunk.p.begin + 1 : chunk.p.end); ++p, packed += run) {
         const int64_t pixel = p * plan_.q + chunk.q.begin;
         if (nhwc_) {
-          const T* from = dy_ + (n * plane + pixel) * problem_.k + k_first;
+          const E* from = dy_ + (n * plane + pixel) * problem_.k + k_first;
           for (int64_t i = 0; i < run; ++i, from += problem_.k) {
             for (int64_t b = 0; b < blocks; ++b) {
               const int64_t k = b * Plan::kBlock, width = vectors_of(panel, b) * kLanes<T>;
@@ -141,7 +143,7 @@ class DirectWgrad {
       for (int64_t row = chunk.rows.begin; row < chunk.rows.end; ++row, to += count * pitch) {
         const int64_t h = row * plan_.rows.step - plan_.rows.pad;
         if (nhwc_) {
-          const T* from = x_ + ((n * problem_.h + h) * problem_.w + w_first) * problem_.c + c_first;
+          const E* from = x_ + ((n * problem_.h + h) * problem_.w + w_first) * problem_.c + c_first;
           if (plan_.merged) {
             pack_merged(from, 1, step * problem_.c, count, to);
             continue;
@@ -156,7 +158,7 @@ class DirectWgrad {
           }
         } else {
           const int64_t plane = problem_.h * problem_.w;
-          const T* from = x_ + (n * problem_.c + c_first) * plane + h * problem_.w + w_first;
+          const E* from = x_ + (n * problem_.c + c_first) * plane + h * problem_.w + w_first;
           if (plan_.merged) {
             pack_merged(from, plane, step, count, to);
             continue;
@@ -173,14 +175,15 @@ class DirectWgrad {
   }
 
   // A few channels of each position: to[i][c] = from[i*position_stride + c*channel_stride].
-  void pack_merged(const T* from, int64_t channel_stride, int64_t position_stride, int64_t count, T* to) const {
+  void pack_merged(const E* from, int64_t channel_stride, int64_t position_stride, int64_t count, T* to) const {
     const int64_t channels = plan_.mc;
     if (position_stride == channels && (channel_stride == 1 || channels == 1)) {
-      std::memcpy(to, from, size_t(count * channels) * sizeof(T));
+      widen_run(from, count * channels, to);
       return;
     }
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t i = 0; i < count; ++i) to[i * channels + c] = from[c * channel_stride + i * position_stride];
+      for (int64_t i = 0; i < count; ++i)
+        to[i * channels + c] = widen(from[c * channel_stride + i * position_stride]);
   }
 
   // ---- compute ----
@@ -254,13 +257,13 @@ class DirectWgrad {
     const int64_t filter = plan_.group_c * all_taps;  // elements of dw for one k
     const int64_t split_stride = plan_.panels * plan_.panel_elements;
     const int filters = int(smaller(kLanes<T>, panel.k.size() - k));
-    T* dw = dw_ + (panel.group * plan_.group_k + panel.k.begin + k) * filter;
+    E* dw = dw_ + (panel.group * plan_.group_k + panel.k.begin + k) * filter;
     // The panel's elements of one filter in the order of dw, in runs that are contiguous there.
     const bool one_run = nhwc_ ? channels == plan_.group_c : taps == all_taps;
     const int64_t run = one_run ? taps * channels : nhwc_ ? channels : taps;
     for (int64_t first = 0; first < taps * channels; first += run) {
       const int64_t c = nhwc_ ? 0 : first / taps, tap = nhwc_ ? first / channels : 0;
-      T* to = nhwc_ ? dw + (panel.r.begin * problem_.s + tap) * plan_.group_c + panel.c.begin
+      E* to = nhwc_ ? dw + (panel.r.begin * problem_.s + tap) * plan_.group_c + panel.c.begin
                     : dw + (panel.c.begin + c) * all_taps + panel.r.begin * problem_.s;
       for (int64_t i = 0; i < run; i += kLanes<T>) {
         const int count = int(smaller(kLanes<T>, run - i));
@@ -281,15 +284,15 @@ class DirectWgrad {
 
   const Conv2dProblem& problem_;
   const Plan plan_;
-  const T* x_;
-  const T* dy_;
-  T* dw_;
+  const E* x_;
+  const E* dy_;
+  E* dw_;
   T* workspace_;
   const bool nhwc_;
 };
 
 void direct_wgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  problem.dtype == kFloat64 ? DirectWgrad<double>(problem, args).run() : DirectWgrad<float>(problem, args).run();
+  with_element(problem.dtype, [&](auto element) { DirectWgrad<decltype(element)>(problem, args).run(); });
 }
 
 int64_t direct_wgrad_workspace(const Conv2dProblem& problem, int threads) {

@@ -4,6 +4,7 @@
 //   nchw: a panel is a transpose, kLanes x kLanes elements at a time in registers.
 //
 // Only elements inside the image are packed: the tile's ranges never reach padding, so no zero is ever multiplied.
+// Elements E of 16 bits are widened on the way: panels hold T, a float.
 #pragma once
 #include "common/transpose.h"
 
@@ -12,8 +13,8 @@ namespace PYCONV_ISA {
 namespace {
 
 // from[0], from[step], ..., `count` of them (1..kLanes); the other lanes are zero.
-template <class T>
-inline Vec<T> load_strided(const T* from, int64_t step, int count) {
+template <class E, class T = Accumulator<E>>
+inline Vec<T> load_strided(const E* from, int64_t step, int count) {
   if (step == 1) return count == kLanes<T> ? load(from) : load_partial(from, count);
   if (step == 2) {
     const int last = 2 * count - 1;  // elements from the first to the last wanted, inclusive
@@ -22,15 +23,15 @@ inline Vec<T> load_strided(const T* from, int64_t step, int count) {
     return even_lanes<T>(a, load_partial(from + low, high), LaneList<T>{});
   }
   T lanes[kLanes<T>] = {};
-  for (int lane = 0; lane < count; ++lane) lanes[lane] = from[lane * step];
+  for (int lane = 0; lane < count; ++lane) lanes[lane] = widen(from[lane * step]);
   return load(lanes);
 }
 
 // to[pixel*to_stride + channel] = from[channel*channel_stride + pixel*step] for kLanes channels, the last of which
 // beyond `channels` become zero.
-template <class T>
-inline void pack_transposed(const T* from, int64_t channel_stride, int64_t step, int64_t channels, int64_t pixels,
-                            T* to, int64_t to_stride) {
+template <class T, class E>
+[[gnu::noinline]] void pack_transposed(const E* from, int64_t channel_stride, int64_t step, int64_t channels,
+                                       int64_t pixels, T* to, int64_t to_stride) {
   for (int64_t pixel = 0; pixel < pixels; pixel += kLanes<T>) {
     const int count = int(pixels - pixel < kLanes<T> ? pixels - pixel : kLanes<T>);
     Vec<T> rows[kLanes<T>];
@@ -53,8 +54,8 @@ inline void pack_transposed(const T* from, int64_t channel_stride, int64_t step,
 // to[0..width) = from[0..channels), then zeros; width is a multiple of kLanes. `readable` >= channels elements may
 // be read, so that a whole vector can be loaded where it exists (its surplus lanes are other channels, never
 // used).
-template <class T>
-inline void pack_pixel(const T* from, int64_t channels, int64_t readable, T* to, int64_t width) {
+template <class T, class E>
+inline void pack_pixel(const E* from, int64_t channels, int64_t readable, T* to, int64_t width) {
   for (int64_t i = 0; i < width; i += kLanes<T>) {
     if (i + kLanes<T> <= readable)
       store<T>(to + i, load(from + i));

@@ -22,11 +22,11 @@ namespace PYCONV_ISA {
 namespace {
 
 // Strides of the three tensors of one problem, by layout.
-template <class T>
-Gather<T> fprop_map(const Conv2dProblem& problem, const T* x, const T* w, const T* bias, T* y) {
+template <class E>
+Gather<E> fprop_map(const Conv2dProblem& problem, const E* x, const E* w, const E* bias, E* y) {
   const bool nchw = problem.layout == kNchw;
   const int64_t p = problem.p(), q = problem.q(), taps = problem.r * problem.s, group_c = problem.group_c();
-  Gather<T> map;
+  Gather<E> map;
   map.h = fprop_axis(problem.h, p, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h);
   map.w = fprop_axis(problem.w, q, problem.s, problem.stride_w, problem.pad_left, problem.dilation_w);
   map.images = problem.n, map.channels = group_c, map.rows = problem.group_k();
@@ -42,20 +42,20 @@ Gather<T> fprop_map(const Conv2dProblem& problem, const T* x, const T* w, const 
   return map;
 }
 
-template <class T>
+template <class E>
 struct FpropMaps {
-  Gather<T> map;
+  Gather<E> map;
   int64_t taps_before(int64_t) const { return 0; }
-  Gather<T> operator()(int64_t) const { return map; }
+  Gather<E> operator()(int64_t) const { return map; }
 };
 
 // The residue classes (h mod stride_h, w mod stride_w) of dx, class_w fastest.
-template <class T>
+template <class E>
 struct DgradMaps {
   const Conv2dProblem& problem;
-  const T* dy;
-  const T* w;
-  T* dx;
+  const E* dy;
+  const E* w;
+  E* dx;
 
   int64_t classes_h() const { return at_most(problem.stride_h, problem.h); }
   int64_t classes_w() const { return at_most(problem.stride_w, problem.w); }
@@ -77,10 +77,10 @@ struct DgradMaps {
     return before_h * all_w + axis_h(index / classes_w()).taps * before_w;
   }
 
-  Gather<T> operator()(int64_t index) const {
+  Gather<E> operator()(int64_t index) const {
     const bool nchw = problem.layout == kNchw;
     const int64_t plane_in = problem.p() * problem.q(), taps = problem.r * problem.s, group_c = problem.group_c();
-    Gather<T> map;
+    Gather<E> map;
     map.h = axis_h(index / classes_w());
     map.w = axis_w(index % classes_w());
     map.images = problem.n, map.channels = problem.group_k(), map.rows = group_c;
@@ -98,60 +98,68 @@ struct DgradMaps {
   }
 };
 
-template <class T, class Maps>
-void gather(const Conv2dProblem& problem, int64_t classes, const Maps& maps, T* workspace) {
-  const Gather<T> map = maps(0);
+template <class E, class Maps>
+void gather(const Conv2dProblem& problem, int64_t classes, const Maps& maps, void* workspace) {
+  const Gather<E> map = maps(0);
+  const int64_t weights_group = problem.group_k() * problem.group_c() * map.filter_taps;
+  char* const memory = static_cast<char*>(workspace);
   if (problem.layout == kNchw) {
-    gather_nchw(problem.groups, classes, maps, map.channels * map.source_channel,
-                problem.group_k() * problem.group_c() * map.filter_taps, map.rows, workspace);
+    gather_nchw<E>(problem.groups, classes, maps, map.channels * map.source_channel, weights_group, map.rows,
+                   memory);
   } else {
-    gather_nhwc(problem.groups, classes, maps, problem.group_k() * problem.group_c() * map.filter_taps, map.rows,
-                workspace);
+    gather_nhwc<E>(problem.groups, classes, maps, weights_group, map.rows, memory);
   }
 }
 
-template <class T, class Maps>
+template <class E, class Maps>
 int64_t gather_workspace(const Conv2dProblem& problem, int64_t classes, const Maps& maps, int threads) {
-  const Gather<T> map = maps(0);
+  const Gather<E> map = maps(0);
   const int64_t gemm_k = map.channels * map.filter_taps;
-  const int64_t elements =
-      problem.layout == kNchw
-          ? reordered_size(map, classes, problem.groups) + gemm_scratch_size<T>(map.pixels(), gemm_k) * threads
-          : packed_weights_size<T>(problem.groups, classes, map.rows, gemm_k) +
-                gemm_scratch_size<T>(0, 0) * threads;
-  return elements * int64_t(sizeof(T));
+  if (problem.layout == kNchw)
+    return reordered_size(map, classes, problem.groups) * int64_t(sizeof(E)) +
+           gather_nchw_scratch<E>(map.rows, map.pixels(), gemm_k) * threads;
+  using T = Accumulator<E>;
+  return packed_weights_size<T>(problem.groups, classes, map.rows, gemm_k) * int64_t(sizeof(T)) +
+         gather_nhwc_scratch<E>(map.pixels(), gemm_k) * threads;
 }
 
 // ---- fprop, dgrad, wgrad -------------------------------------------------------------------------------
 
-template <class T>
+template <class E>
+FpropMaps<E> fprop_maps(const Conv2dProblem& problem, const Conv2dArgs& args) {
+  return {fprop_map(problem, static_cast<const E*>(args.a), static_cast<const E*>(args.b),
+                    static_cast<const E*>(args.bias), static_cast<E*>(args.out))};
+}
+template <class E>
+DgradMaps<E> dgrad_maps(const Conv2dProblem& problem, const Conv2dArgs& args) {
+  return {problem, static_cast<const E*>(args.a), static_cast<const E*>(args.b), static_cast<E*>(args.out)};
+}
+
+template <class E>
 void fprop(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  const FpropMaps<T> maps{fprop_map(problem, static_cast<const T*>(args.a), static_cast<const T*>(args.b),
-                                    static_cast<const T*>(args.bias), static_cast<T*>(args.out))};
-  gather(problem, 1, maps, static_cast<T*>(args.workspace));
+  gather<E>(problem, 1, fprop_maps<E>(problem, args), args.workspace);
 }
-template <class T>
+template <class E>
 int64_t fprop_workspace(const Conv2dProblem& problem, int threads) {
-  const FpropMaps<T> maps{fprop_map<T>(problem, nullptr, nullptr, nullptr, nullptr)};
-  return gather_workspace<T>(problem, 1, maps, threads);
+  return gather_workspace<E>(problem, 1, fprop_maps<E>(problem, {}), threads);
 }
 
-template <class T>
+template <class E>
 void dgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  const DgradMaps<T> maps{problem, static_cast<const T*>(args.a), static_cast<const T*>(args.b),
-                          static_cast<T*>(args.out)};
-  gather(problem, maps.classes_h() * maps.classes_w(), maps, static_cast<T*>(args.workspace));
+  const DgradMaps<E> maps = dgrad_maps<E>(problem, args);
+  gather<E>(problem, maps.classes_h() * maps.classes_w(), maps, args.workspace);
 }
-template <class T>
+template <class E>
 int64_t dgrad_workspace(const Conv2dProblem& problem, int threads) {
-  const DgradMaps<T> maps{problem, nullptr, nullptr, nullptr};
-  return gather_workspace<T>(problem, maps.classes_h() * maps.classes_w(), maps, threads);
+  const DgradMaps<E> maps = dgrad_maps<E>(problem, {});
+  return gather_workspace<E>(problem, maps.classes_h() * maps.classes_w(), maps, threads);
 }
 
-template <class T>
+template <class E>
 void wgrad(const Conv2dProblem& problem, const Conv2dArgs& args) {
-  const Gather<T> map = fprop_map<T>(problem, static_cast<const T*>(args.a), nullptr, nullptr, nullptr);
-  wgrad(problem, map, static_cast<const T*>(args.b), static_cast<T*>(args.out), static_cast<T*>(args.workspace));
+  const Gather<E> map = fprop_map<E>(problem, static_cast<const E*>(args.a), nullptr, nullptr, nullptr);
+  wgrad<E>(problem, map, static_cast<const E*>(args.b), static_cast<E*>(args.out),
+           static_cast<Accumulator<E>*>(args.workspace));
 }
 
 // Places within one source row, padding included, are counted in 32-bit lanes.
@@ -163,15 +171,15 @@ bool rows_fit(const Conv2dProblem& problem) {
   return widest < int64_t(1) << 30;
 }
 
-// One entry per pass, float or double by the problem.
-#define PYCONV_BY_DTYPE(pass)                                                             \
-  void im2col_##pass(const Conv2dProblem& problem, const Conv2dArgs& args) {              \
-    problem.dtype == kFloat64 ? pass<double>(problem, args) : pass<float>(problem, args); \
-  }                                                                                       \
-  int64_t im2col_##pass##_workspace(const Conv2dProblem& problem, int threads) {          \
-    if (!rows_fit(problem)) return -1;                                                    \
-    return problem.dtype == kFloat64 ? pass##_workspace<double>(problem, threads)         \
-                                     : pass##_workspace<float>(problem, threads);         \
+// One entry per pass, for every type of element.
+#define PYCONV_BY_DTYPE(pass)                                                                                 \
+  void im2col_##pass(const Conv2dProblem& problem, const Conv2dArgs& args) {                                  \
+    with_element(problem.dtype, [&](auto element) { pass<decltype(element)>(problem, args); });               \
+  }                                                                                                           \
+  int64_t im2col_##pass##_workspace(const Conv2dProblem& problem, int threads) {                              \
+    if (!rows_fit(problem)) return -1;                                                                        \
+    return with_element(problem.dtype,                                                                        \
+                        [&](auto element) { return pass##_workspace<decltype(element)>(problem, threads); }); \
   }
 PYCONV_BY_DTYPE(fprop)
 PYCONV_BY_DTYPE(dgrad)

@@ -57,18 +57,18 @@ inline Axis dgrad_axis(int64_t first_place, int64_t extent_out, int64_t extent_i
 
 // One dense gather: out[n, m, place] = sum over channel, tap of weights[m, channel, tap] * source[n, channel,
 // ...]. fprop: out y (m = k), source x. dgrad: out dx (m = c), source dy, one Gather per residue class. Strides
-// are in elements; pointers are at the group's first channel.
-template <class T>
+// are in elements, which are of type E; pointers are at the group's first channel.
+template <class E>
 struct Gather {
   Axis h, w;
   int64_t images, channels, rows;  // rows: output channels m of the group
-  const T* source;
+  const E* source;
   int64_t source_image, source_channel;  // nchw: rows of w elements; nhwc: channel stride 1
   int64_t source_pixel;                  // nchw: 1, nhwc: all channels of the source
-  const T* weights;
+  const E* weights;
   int64_t weights_m, weights_channel, weights_r, weights_s, filter_taps;  // filter_taps: r*s of the whole filter
-  const T* bias;                                                          // [m] or null
-  T* out;
+  const E* bias;                                                          // [m] or null
+  E* out;
   int64_t out_image, out_channel, out_row, out_pixel;
 
   int64_t plane() const { return h.places * w.places; }

@@ -3,7 +3,8 @@
 //   cols[(channel, i_tap, j_tap), (n, i, j)] = source[n, channel, i*step + i_tap*offset_step + offset, ...] or 0
 //
 // The pixels of a block are cut once into pieces: at most one vector of neighbours of one output row. Then each
-// row of cols is one masked load and one store a piece, whatever the image's width.
+// row of cols is one masked load and one store a piece, whatever the image's width. Elements E become T, which differs
+// where E has 16 bits.
 #pragma once
 #include "conv2d/im2col_map.h"
 
@@ -18,8 +19,9 @@ struct Piece {
   int64_t h, w;   // source place of the first pixel at offset 0
 };
 
-template <class T>
+template <class E>
 struct Pieces {
+  using T = Accumulator<E>;
   // A row of one pixel makes a piece of one pixel.
   static constexpr int64_t kMost =
       GemmConfig<T>::kNc > GemmConfig<T>::kKc ? GemmConfig<T>::kNc : GemmConfig<T>::kKc;
@@ -47,14 +49,14 @@ struct Pieces {
   }
 
   // A piece is too short for the hardware to see the next channel coming.
-  void prefetch(const T* plane, const Axis& w) const {
+  void prefetch(const E* plane, const Axis& w) const {
     for (int64_t i = 0; i < count; ++i)
       __builtin_prefetch(plane + piece[i].image + piece[i].h * w.extent + piece[i].w);
   }
 
   // One row of cols. Lanes past the end of a piece are written too; the next piece, or the next row, covers them.
   template <int kStep>
-  void pack_row(T* panel, int64_t row, const T* plane, int64_t dh, int64_t dw, const Axis& h,
+  void pack_row(T* panel, int64_t row, const E* plane, int64_t dh, int64_t dw, const Axis& h,
                 const Axis& w) const {
     for (int64_t i = 0; i < count; ++i) {
       const Piece& at = piece[i];
@@ -68,9 +70,9 @@ struct Pieces {
 };
 
 // Rows [k0, k0 + rows) of cols, in order; row `k` is (channel, i_tap, j_tap) flattened, j_tap innermost.
-template <int kStep, class T>
-void pack_rows(const Pieces<T>& pieces, T* panel, int64_t panel_row, const T* source, int64_t channel_stride,
-               const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
+template <int kStep, class E>
+void pack_rows(const Pieces<E>& pieces, Accumulator<E>* panel, int64_t panel_row, const E* source,
+               int64_t channel_stride, const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
   if (rows == 0) return;
   int64_t channel = k0 / (h.taps * w.taps), i_tap = k0 / w.taps % h.taps, j_tap = k0 % w.taps;
   // 8 rows of cols are about 1000 cycles of packing, enough for memory to answer.
@@ -86,24 +88,25 @@ void pack_rows(const Pieces<T>& pieces, T* panel, int64_t panel_row, const T* so
   }
 }
 
-template <class T>
-void pack_rows(const Pieces<T>& pieces, T* panel, int64_t panel_row, const T* source, int64_t channel_stride,
-               const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
-  auto pack = w.step == 1   ? pack_rows<1, T>
-              : w.step == 2 ? pack_rows<2, T>
-              : w.step == 4 ? pack_rows<4, T>
-                            : pack_rows<0, T>;
+template <class E>
+void pack_rows(const Pieces<E>& pieces, Accumulator<E>* panel, int64_t panel_row, const E* source,
+               int64_t channel_stride, const Axis& h, const Axis& w, int64_t k0, int64_t rows) {
+  auto pack = w.step == 1   ? pack_rows<1, E>
+              : w.step == 2 ? pack_rows<2, E>
+              : w.step == 4 ? pack_rows<4, E>
+                            : pack_rows<0, E>;
   pack(pieces, panel, panel_row, source, channel_stride, h, w, k0, rows);
 }
 
 // The B panel of fprop and dgrad: kc rows of cols by nc pixels, in slivers.
-template <class T>
+template <class E>
 struct PackColsB {
-  const Gather<T>& map;
-  Pieces<T> pieces;
+  using T = Accumulator<E>;
+  const Gather<E>& map;
+  Pieces<E> pieces;
   int64_t built_n0 = -1, built_kc = -1;
 
-  explicit PackColsB(const Gather<T>& gather) : map(gather) {}
+  explicit PackColsB(const Gather<E>& gather) : map(gather) {}
   const T* operator()(int64_t n0, int64_t columns, int64_t k0, int64_t kc, T* panel) {
     if (n0 != built_n0 || kc != built_kc) {
       pieces.build(map.h, map.w, map.source_image, n0, columns, GemmConfig<T>::kNr,
@@ -120,14 +123,15 @@ struct PackColsB {
 };
 
 // The A sliver of fprop and dgrad: `rows` output channels of the filter by kc (channel, tap).
-template <class T>
+template <class E>
 struct PackWeightsA {
-  const Gather<T>& map;
+  using T = Accumulator<E>;
+  const Gather<E>& map;
   bool k_major;  // neighbours in m are contiguous: the 1x1 filter of dgrad, w[k][c]
 
-  explicit PackWeightsA(const Gather<T>& gather) : map(gather), k_major(gather.weights_m == 1) {}
+  explicit PackWeightsA(const Gather<E>& gather) : map(gather), k_major(gather.weights_m == 1) {}
   const T* operator()(int64_t m0, int rows, int64_t k0, int64_t kc, T* sliver) const {
-    const T* from = map.weights + m0 * map.weights_m;
+    const E* from = map.weights + m0 * map.weights_m;
     if (k_major) {
       for (int64_t k = 0; k < kc; ++k)
         copy_run(sliver + k * GemmConfig<T>::kMrPadded, from + (k0 + k) * map.weights_channel, rows);
@@ -142,22 +146,22 @@ struct PackWeightsA {
 
 // dgrad's filter as a matrix: rows[m][(channel, tap)] from w[channel][m][r][s], for the taps of one residue class.
 // Packs rows [m0, m0 + count): they are read together, since one channel's taps of neighbouring m lie together.
-template <class T>
-void reorder_weights(const Gather<T>& map, int64_t m0, int64_t count, T* rows) {
+template <class E>
+void reorder_weights(const Gather<E>& map, int64_t m0, int64_t count, E* rows) {
   const Axis &h = map.h, &w = map.w;
   const int64_t taps = map.taps(), row_size = map.gemm_k();
   const bool all_taps = taps == map.filter_taps && h.tap_step == 1 && w.tap_step == 1;
   for (int64_t channel = 0; channel < map.channels; ++channel) {
-    const T* from = map.weights + channel * map.weights_channel + m0 * map.weights_m;
-    T* to = rows + m0 * row_size + channel * taps;
+    const E* from = map.weights + channel * map.weights_channel + m0 * map.weights_m;
+    E* to = rows + m0 * row_size + channel * taps;
     for (int64_t i = 0; i < count; ++i, from += map.weights_m, to += row_size) {
       if (all_taps) {
-        std::memcpy(to, from, size_t(taps) * sizeof(T));
+        std::memcpy(to, from, size_t(taps) * sizeof(E));
         continue;
       }
-      T* next = to;
+      E* next = to;
       for (int64_t i_tap = 0; i_tap < h.taps; ++i_tap) {
-        const T* at = from + (h.first_tap + i_tap * h.tap_step) * map.weights_r + w.first_tap * map.weights_s;
+        const E* at = from + (h.first_tap + i_tap * h.tap_step) * map.weights_r + w.first_tap * map.weights_s;
         for (int64_t j_tap = 0; j_tap < w.taps; ++j_tap) *next++ = at[j_tap * w.tap_step * map.weights_s];
       }
     }

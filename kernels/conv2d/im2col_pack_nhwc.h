@@ -26,14 +26,15 @@ struct Runs {
 };
 
 // The A sliver of fprop and dgrad: `rows` pixels by kc (i_tap, j_tap, channel), row form.
-template <class T>
+template <class E>
 struct PackColsA {
+  using T = Accumulator<E>;
   static constexpr bool k_major = false;
-  const Gather<T>& map;
+  const Gather<E>& map;
   Runs runs;
   int64_t first_channel;  // of the group, in a pixel
 
-  PackColsA(const Gather<T>& gather, int64_t group_channel)
+  PackColsA(const Gather<E>& gather, int64_t group_channel)
       : map(gather), runs(gather.w, gather.channels, gather.source_pixel), first_channel(group_channel) {}
 
   const T* operator()(int64_t m0, int rows, int64_t k0, int64_t kc, T* sliver) const {
@@ -43,14 +44,14 @@ struct PackColsA {
     const int64_t i_tap0 = run0 / runs.per_row, j_tap0 = run0 % runs.per_row;
     Place place(m0, h, w);
     for (int row = 0; row < rows; ++row, place.advance(1, h, w)) {
-      const T* image = map.source + place.image * map.source_image;
+      const E* image = map.source + place.image * map.source_image;
       const int64_t h0 = place.i * h.step + h.offset, w0 = place.j * w.step + w.offset;
       T* to = sliver + row * GemmConfig<T>::kRowStride;
       int64_t i_tap = i_tap0, j_tap = j_tap0, within = within0;
       for (int64_t k = 0; k < kc;) {
         const int64_t count = at_most(runs.length - within, kc - k), from = h0 + i_tap * h.offset_step;
         const bool exists = inside(from, h.extent);
-        const T* source = image + from * runs.row_elements;
+        const E* source = image + from * runs.row_elements;
         const int64_t element = (w0 + j_tap * w.offset_step) * runs.pixel + first_channel + within;
         for (int64_t i = 0; i < count; i += kLanes<T>)
           store(to + k + i, exists ? load_between(source, element + i, runs.row_elements) : Vec<T>{});
@@ -64,9 +65,10 @@ struct PackColsA {
 };
 
 // The filter as all its B panels, packed once: [(i_tap, j_tap, channel)][m], kc block by kc block.
-template <class T>
+template <class E>
 struct PackedWeights {
-  const Gather<T>& map;
+  using T = Accumulator<E>;
+  const Gather<E>& map;
   T* panels;
 
   static int64_t size(int64_t rows, int64_t gemm_k) { return panel_offset<T>(gemm_k, rows); }
@@ -82,7 +84,7 @@ struct PackedWeights {
     const int64_t columns = at_most(Config::kNr, map.rows - m0);
     const int width = sliver_width<T>(columns);
     T* to = panels + panel_offset<T>(k0, map.rows) + sliver * sliver_stride<T>(kc);
-    const T* from = map.weights + m0 * map.weights_m;
+    const E* from = map.weights + m0 * map.weights_m;
     if (map.weights_channel == 1 && map.weights_m != 1) {  // fprop: w[k][r][s][c], a filter is contiguous along k
       pack_transposed(to, width, from + k0, map.weights_m, columns, kc);
       return;

@@ -25,25 +25,28 @@ struct WgradConfig {
 
 template <class T>
 struct StorePartial {
+  static constexpr bool rounds = false;
   T* partial;
   int64_t row_stride;  // whole slivers, so that every tile is whole
   Tile<T> tile(int64_t m0, int64_t n0, int, int64_t) const {
     return {partial + m0 * row_stride + n0, row_stride, row_stride - n0, nullptr, nullptr};
   }
-  void scatter(const T*, int64_t, int64_t, int, int64_t, bool) const {}  // never: row_stride is whole slivers
+  void scatter(const T*, int64_t, int64_t, int64_t, int, int64_t, bool) const {
+  }  // never: row_stride is whole slivers
 };
 
 // ---- nchw --------------------------------------------------------------------------------------------
 
-template <class T>
+template <class E>
 struct PackColsRowsA {
+  using T = Accumulator<E>;
   static constexpr bool k_major = false;
-  const Gather<T>& map;  // rows of cols are (channel, tap); the sum runs over its pixels
-  Pieces<T> pieces;
+  const Gather<E>& map;  // rows of cols are (channel, tap); the sum runs over its pixels
+  Pieces<E> pieces;
   int64_t pixel0;  // of the chunk
   int64_t built_k0 = -1;
 
-  PackColsRowsA(const Gather<T>& gather, int64_t chunk_begin) : map(gather), pixel0(chunk_begin) {}
+  PackColsRowsA(const Gather<E>& gather, int64_t chunk_begin) : map(gather), pixel0(chunk_begin) {}
   const T* operator()(int64_t m0, int rows, int64_t k0, int64_t kc, T* sliver) {
     if (kc == 0) return sliver;
     if (k0 != built_k0) {
@@ -56,9 +59,10 @@ struct PackColsRowsA {
   }
 };
 
-template <class T>
+template <class E>
 struct PackPlanesB {
-  const T* dy;  // [n][k][plane], at the group's first k
+  using T = Accumulator<E>;
+  const E* dy;  // [n][k][plane], at the group's first k
   int64_t image_stride, plane, pixel0;
 
   const T* operator()(int64_t n0, int64_t columns, int64_t k0, int64_t kc, T* panel) const {
@@ -80,14 +84,15 @@ struct PackPlanesB {
 
 // ---- nhwc --------------------------------------------------------------------------------------------
 
-template <class T>
+template <class E>
 struct PackFiltersA {
+  using T = Accumulator<E>;
   static constexpr bool k_major = true;
-  const T* dy;  // [pixel][k], at the group's first k
+  const E* dy;  // [pixel][k], at the group's first k
   int64_t pixel_stride, pixel0;
 
   const T* operator()(int64_t m0, int rows, int64_t k0, int64_t kc, T* sliver) const {
-    const T* from = dy + (pixel0 + k0) * pixel_stride + m0;
+    const E* from = dy + (pixel0 + k0) * pixel_stride + m0;
     for (int64_t k = 0; k < kc; ++k, from += pixel_stride)
       copy_run(sliver + k * GemmConfig<T>::kMrPadded, from, rows);
     return sliver;
@@ -95,17 +100,18 @@ struct PackFiltersA {
 };
 
 // A B panel: kc pixels by nc of (i_tap, j_tap, channel), cut once into pieces of at most a vector of one run.
-template <class T>
+template <class E>
 struct PackColsPanelB {
+  using T = Accumulator<E>;
   struct ColumnPiece {
     int64_t to, width, h, element;
   };
-  const Gather<T>& map;
+  const Gather<E>& map;
   Runs runs;
   int64_t first_channel, pixel0;
   ColumnPiece piece[GemmConfig<T>::kNc];
 
-  PackColsPanelB(const Gather<T>& gather, int64_t group_channel, int64_t chunk_begin)
+  PackColsPanelB(const Gather<E>& gather, int64_t group_channel, int64_t chunk_begin)
       : map(gather),
         runs(gather.w, gather.channels, gather.source_pixel),
         first_channel(group_channel),
@@ -128,7 +134,7 @@ struct PackColsPanelB {
     }
     Place place(pixel0 + k0, h, w);
     for (int64_t k = 0; k < kc; ++k, place.advance(1, h, w)) {
-      const T* image = map.source + place.image * map.source_image;
+      const E* image = map.source + place.image * map.source_image;
       const int64_t h0 = place.i * h.step, element0 = place.j * w.step * runs.pixel;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t from = h0 + piece[i].h;
@@ -157,8 +163,9 @@ inline Units wgrad_units(int64_t gemm_m, int64_t gemm_n, int64_t pixels, int64_t
   return {m_blocks, 1, chunks};
 }
 
-template <class T>
-void wgrad(const Conv2dProblem& problem, const Gather<T>& map, const T* dy, T* dw, T* workspace) {
+template <class E>
+void wgrad(const Conv2dProblem& problem, const Gather<E>& map, const E* dy, E* dw, Accumulator<E>* workspace) {
+  using T = Accumulator<E>;
   using Config = GemmConfig<T>;
   const bool nchw = problem.layout == kNchw;
   const int64_t groups = problem.groups, group_k = problem.group_k(), crs = map.gemm_k();
@@ -176,25 +183,25 @@ void wgrad(const Conv2dProblem& problem, const Gather<T>& map, const T* dy, T* d
     const StorePartial<T> to{partials + (group * units.chunks + chunk) * partial_size, row_stride};
     T* const own = workspace + thread * scratch;
     if (nchw) {
-      Gather<T> part = map;
+      Gather<E> part = map;
       part.source += group * map.channels * map.source_channel;
-      PackColsRowsA<T> pack_a(part, sum.begin);
-      const PackPlanesB<T> pack_b{dy + group * group_k * plane, problem.k * plane, plane, sum.begin};
+      PackColsRowsA<E> pack_a(part, sum.begin);
+      const PackPlanesB<E> pack_b{dy + group * group_k * plane, problem.k * plane, plane, sum.begin};
       gemm_block<T>(m, {0, gemm_n}, sum.size(), pack_a, pack_b, to, own);
     } else {
-      const PackFiltersA<T> pack_a{dy + group * group_k, problem.k, sum.begin};
-      PackColsPanelB<T> pack_b(map, group * map.channels, sum.begin);
+      const PackFiltersA<E> pack_a{dy + group * group_k, problem.k, sum.begin};
+      PackColsPanelB<E> pack_b(map, group * map.channels, sum.begin);
       gemm_block<T>(m, {0, gemm_n}, sum.size(), pack_a, pack_b, to, own);
     }
   });
 
-  // dw = the partials in order of their chunks; nchw partials are transposed, a block of lanes x lanes at a time.
+  // dw = the partials in order of their chunks, rounded if it is of 16 bits; nchw partials are transposed, a block of lanes x lanes at a time.
   const int64_t blocks = ceil_div(group_k, kLanes<T>);
   parallel_for(groups * blocks, [&](int64_t index, int) {
     const int64_t group = index / blocks, k0 = index % blocks * kLanes<T>,
                   count = at_most(kLanes<T>, group_k - k0);
     const T* from = partials + group * units.chunks * partial_size;
-    T* to = dw + (group * group_k + k0) * crs;
+    E* to = dw + (group * group_k + k0) * crs;
     for (int64_t j = 0; j < crs; j += kLanes<T>) {
       const int lanes = int(at_most(kLanes<T>, crs - j));
       Vec<T> total[kLanes<T>];
@@ -208,13 +215,14 @@ void wgrad(const Conv2dProblem& problem, const Gather<T>& map, const T* dy, T* d
           total[i] += load(block + chunk * partial_size + i * row_stride);
       }
       if (nchw) transpose<T>(total);
-      for (int i = 0; i < count; ++i) store_partial(to + i * crs + j, total[i], lanes);
+      for (int i = 0; i < count; ++i) store_partial<E>(to + i * crs + j, total[i], lanes);
     }
   });
 }
 
-template <class T>
+template <class E>
 inline int64_t wgrad_workspace(const Conv2dProblem& problem, int threads) {
+  using T = Accumulator<E>;
   const int64_t crs = problem.group_c() * problem.r * problem.s, group_k = problem.group_k();
   const int64_t pixels = problem.n * problem.p() * problem.q();
   const int64_t gemm_m = problem.layout == kNchw ? crs : group_k, gemm_n = problem.layout == kNchw ? group_k : crs;

@@ -19,7 +19,7 @@ from pyconv.kernels.conv2d.restrictions import depthwise_only, row_fits_int32, t
 from pyconv.problem import CONV2D_PASSES
 from pyconv.registry import Kernel
 
-FLOATS = ("f32", "f64")
+FLOATS = ("f32", "f64", "f16", "bf16")
 
 
 def _cpu(pass_: str, algorithm: str, source: str, **claims: object) -> Kernel:

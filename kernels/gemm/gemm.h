@@ -13,6 +13,11 @@
 // by gemm_k alone: chains of kChain terms in a register, the chains of a kc block one after the other, then block
 // by block onto C, whatever tile the element is in.
 // Runs serially: it is the body of a parallel_for over blocks of C.
+//
+// Where C is of 16 bits it cannot hold the sum of some kc blocks: those wait in scratch, for kWaitingRows rows of the
+// nc columns at a time, and are rounded once, when the last block is added. Packing has widened the operands, so
+// there is one register tile for float. (A tile of 16-bit dot products, vdpbf16ps, would be a second table of micro
+// kernels: its panels hold pairs of k in a lane and its sums are the same.)
 #pragma once
 #include "gemm/panels.h"
 
@@ -124,48 +129,74 @@ inline int64_t gemm_scratch_size(int64_t gemm_n, int64_t gemm_k) {
          panel_size<T>(at_most(gemm_k, Config::kKc), at_most(gemm_n, Config::kNc));
 }
 
+// Rows of C whose sums wait for the next kc block, if C is of 16 bits: with nc columns 384 KB, most of half of a 1 MB
+// L2. A panel of B is packed anew for each such block of rows, which is little for so many.
+template <class T>
+constexpr int64_t kWaitingRows = 256 / GemmConfig<T>::kMr * GemmConfig<T>::kMr;
+template <class E>
+inline int64_t waiting_size(int64_t gemm_m, int64_t gemm_k) {
+  using T = Accumulator<E>;
+  const bool waits = sizeof(E) == 2 && gemm_k > GemmConfig<T>::kKc;
+  return waits ? at_most(gemm_m, kWaitingRows<T>) * GemmConfig<T>::kNc : 0;
+}
+
 // One block of C. The functors, with m0, n0, k0 absolute and n0 - n.begin a multiple of nr:
 //   const T* pack_a(m0, rows, k0, kc, T* scratch)     an A sliver; pack_a.k_major tells its form
 //   const T* pack_b(n0, columns, k0, kc, T* scratch)  a B panel, in scratch or packed beforehand
-//   Tile<T>  store.tile(m0, n0, rows, columns)
-//   void     store.scatter(const T* sums, m0, n0, rows, columns, first)  sums are [rows][nr]
+//   Tile<T>  store.tile(m0, n0, rows, columns)        not asked for if store.rounds
+//   void     store.scatter(const T* sums, stride, m0, n0, rows, columns, first)  sums are [rows][stride]
+// waiting: waiting_size elements, if store.rounds.
 template <class T, class PackA, class PackB, class Store>
-void gemm_block(Range m, Range n, int64_t gemm_k, PackA& pack_a, PackB& pack_b, const Store& store, T* scratch) {
+void gemm_block(Range m, Range n, int64_t gemm_k, PackA& pack_a, PackB& pack_b, const Store& store, T* scratch,
+                T* waiting = nullptr) {
   using Config = GemmConfig<T>;
   static constexpr MicroKernels<T> kMicroKernels;
   T* a_scratch = scratch;
   T* b_scratch = scratch + (Config::kASize + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
   // Rows in equal panels, not whole ones and a rest: a tile of 13 rows runs at the same rate as one of 14.
   const int64_t panels = ceil_div(m.size(), Config::kMr);
+  const auto panel_begin = [&](int64_t panel) { return m.begin + m.size() * panel / panels; };
+  const bool waits = Store::rounds && gemm_k > Config::kKc;
+  const int64_t blocks = waits ? ceil_div(panels, kWaitingRows<T> / Config::kMr) : 1;
 
   for (int64_t n0 = n.begin; n0 < n.end; n0 += Config::kNc) {
     const int64_t columns = at_most(Config::kNc, n.end - n0);
-    int64_t k0 = 0;
-    do {  // once even if gemm_k is 0: C is then zero or bias
-      const int64_t kc = at_most(Config::kKc, gemm_k - k0);
-      const bool first = k0 == 0;
-      const T* b_panel = pack_b(n0, columns, k0, kc, b_scratch);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t m0 = m.begin + m.size() * panel / panels;
-        const int rows = int(m.begin + m.size() * (panel + 1) / panels - m0);
-        const T* a_sliver = pack_a(m0, rows, k0, kc, a_scratch);
-        const T* b_sliver = b_panel;
-        for (int64_t j = 0; j < columns; j += Config::kNr, b_sliver += sliver_stride<T>(kc)) {
-          const int64_t count = at_most(Config::kNr, columns - j);
-          const int width = sliver_width<T>(count);
-          const MicroKernel<T> micro = kMicroKernels.table[pack_a.k_major][width / kLanes<T> - 1][rows - 1];
-          const Tile<T> tile = store.tile(m0, n0 + j, rows, count);
-          if (tile.data && tile.room >= width) {
-            micro(kc, a_sliver, b_sliver, tile, first);
-          } else {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Range of_block{panels * block / blocks, panels * (block + 1) / blocks};
+      int64_t k0 = 0;
+      do {  // once even if gemm_k is 0: C is then zero or bias
+        const int64_t kc = at_most(Config::kKc, gemm_k - k0);
+        const bool first = k0 == 0, last = k0 + kc >= gemm_k;
+        const T* b_panel = pack_b(n0, columns, k0, kc, b_scratch);
+        for (int64_t panel = of_block.begin; panel < of_block.end; ++panel) {
+          const int64_t m0 = panel_begin(panel);
+          const int rows = int(panel_begin(panel + 1) - m0);
+          const T* a_sliver = pack_a(m0, rows, k0, kc, a_scratch);
+          const T* b_sliver = b_panel;
+          for (int64_t j = 0; j < columns; j += Config::kNr, b_sliver += sliver_stride<T>(kc)) {
+            const int64_t count = at_most(Config::kNr, columns - j);
+            const int width = sliver_width<T>(count);
+            const MicroKernel<T> micro = kMicroKernels.table[pack_a.k_major][width / kLanes<T> - 1][rows - 1];
             alignas(64) T sums[Config::kMr * Config::kNr];
-            micro(kc, a_sliver, b_sliver, {sums, Config::kNr, width, nullptr, nullptr}, true);
-            store.scatter(sums, m0, n0 + j, rows, count, first);
+            if constexpr (Store::rounds) {
+              T* to = waits ? waiting + (m0 - panel_begin(of_block.begin)) * Config::kNc + j : sums;
+              const int64_t stride = waits ? Config::kNc : Config::kNr;
+              micro(kc, a_sliver, b_sliver, {to, stride, width, nullptr, nullptr}, first);
+              if (last) store.scatter(to, stride, m0, n0 + j, rows, count, true);
+            } else {
+              const Tile<T> tile = store.tile(m0, n0 + j, rows, count);
+              if (tile.data && tile.room >= width) {
+                micro(kc, a_sliver, b_sliver, tile, first);
+              } else {
+                micro(kc, a_sliver, b_sliver, {sums, Config::kNr, width, nullptr, nullptr}, true);
+                store.scatter(sums, Config::kNr, m0, n0 + j, rows, count, first);
+              }
+            }
           }
         }
-      }
-      k0 += kc;
-    } while (k0 < gemm_k);
+        k0 += kc;
+      } while (k0 < gemm_k);
+    }
   }
 }
 

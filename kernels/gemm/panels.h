@@ -9,7 +9,7 @@
 //          along m are plain copies). Both serve: the tile reads A one broadcast scalar at a time.
 //
 // Writers may store whole vectors past the end of a row as long as what they cover is written later: every
-// sliver ends in one vector of slack.
+// sliver ends in one vector of slack. Panels hold T, float or double; elements E of 16 bits are widened on the way in.
 #pragma once
 #include <utility>
 
@@ -69,30 +69,26 @@ inline Vec<T> load_between(const T* row, int64_t first, int64_t extent) {
 #if defined(__AVX512F__)
   // Two unsigned comparisons in one: a negative place is a large one. Exact while rows, padding included, are
   // shorter than 2^30 elements: the kernels' supports rule.
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (kLanes<T> == 16) {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(int(first)), lane);
-    const __mmask16 mask = _mm512_cmplt_epu32_mask(place, _mm512_set1_epi32(int(extent)));
-    return (Vec<T>)_mm512_maskz_loadu_ps(mask, row + first);
+    return load_masked(row + first, _mm512_cmplt_epu32_mask(place, _mm512_set1_epi32(int(extent))));
   } else {
     const __m512i lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i place = _mm512_add_epi64(_mm512_set1_epi64(first), lane);
-    const __mmask8 mask = _mm512_cmplt_epu64_mask(place, _mm512_set1_epi64(extent));
-    return (Vec<T>)_mm512_maskz_loadu_pd(mask, row + first);
+    return load_masked(row + first, _mm512_cmplt_epu64_mask(place, _mm512_set1_epi64(extent)));
   }
 #else
   if (first >= 0 && first + kLanes<T> <= extent) return load(row + first);
-  Vec<T> value = {};
-  for (int lane = 0; lane < kLanes<T>; ++lane)
-    if (first + lane >= 0 && first + lane < extent) value[lane] = row[first + lane];
-  return value;
+  const int64_t begin = first >= 0 ? 0 : at_most(-first, kLanes<T>), end = at_most(extent - first, kLanes<T>);
+  return begin < end ? load_range(row + first, int(begin), int(end)) : Vec<T>{};
 #endif
 }
 
 // Lane i is row[first + i*step] where that is inside the row, else 0. kStep 1, 2 and 4 are loads and
 // shuffles; kStep 0 takes the step at run time.
-template <int kStep, class T>
-inline Vec<T> load_strided(const T* row, int64_t first, int64_t extent, int64_t step) {
+template <int kStep, class E, class T = Accumulator<E>>
+inline Vec<T> load_strided(const E* row, int64_t first, int64_t extent, int64_t step) {
   if constexpr (kStep == 1) {
     return load_between(row, first, extent);
   } else if constexpr (kStep > 1) {
@@ -102,7 +98,7 @@ inline Vec<T> load_strided(const T* row, int64_t first, int64_t extent, int64_t 
   } else {
     T lanes[kLanes<T>];
     for (int lane = 0; lane < kLanes<T>; ++lane, first += step)
-      lanes[lane] = first >= 0 && first < extent ? row[first] : T(0);
+      lanes[lane] = first >= 0 && first < extent ? widen(row[first]) : T(0);
     return load(lanes);
   }
 }
@@ -110,8 +106,8 @@ inline Vec<T> load_strided(const T* row, int64_t first, int64_t extent, int64_t 
 // ---- Copies ------------------------------------------------------------------------------------------
 
 // `count` elements in whole vectors: reads exactly them, may write up to a vector past them.
-template <class T>
-inline void copy_run(T* to, const T* from, int64_t count) {
+template <class T, class E>
+inline void copy_run(T* to, const E* from, int64_t count) {
   int64_t i = 0;
   for (; i + kLanes<T> <= count; i += kLanes<T>) store(to + i, load(from + i));
   if (i < count) store(to + i, load_partial(from + i, int(count - i)));
@@ -119,15 +115,16 @@ inline void copy_run(T* to, const T* from, int64_t count) {
 
 // The same; `ahead` elements further on is what the next copy takes, too short a run for the hardware to see
 // coming.
-template <class T>
-inline void copy_run_prefetching(T* to, const T* from, int64_t count, int64_t ahead) {
+template <class T, class E>
+inline void copy_run_prefetching(T* to, const E* from, int64_t count, int64_t ahead) {
   for (int64_t i = 0; i < count; i += kLanes<T>) __builtin_prefetch(from + ahead + i, 0, 2);
   copy_run(to, from, count);
 }
 
 // A B sliver from rows that are contiguous along k: to[k][column] = from[column*from_stride + k], k < kc.
-template <class T>
-inline void pack_transposed(T* to, int width, const T* from, int64_t from_stride, int64_t columns, int64_t kc) {
+template <class T, class E>
+[[gnu::noinline]] void pack_transposed(T* to, int width, const E* from, int64_t from_stride, int64_t columns,
+                                       int64_t kc) {
   for (int64_t column = 0; column < columns; column += kLanes<T>) {
     for (int64_t k = 0; k < kc; k += kLanes<T>) {
       const int steps = int(at_most(kLanes<T>, kc - k));

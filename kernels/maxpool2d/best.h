@@ -57,8 +57,9 @@ inline Taps taps_inside(int64_t start, int64_t size, int64_t dilation, int64_t e
 }
 
 // Work is cut into units of about this many elements read and written (128 KiB of float): some 8 us of memory
-// traffic, below which a second thread costs more than it brings.
-constexpr int64_t kUnitElements = 32 * 1024;
+// traffic, below which a second thread costs more than it brings. Of 16-bit elements it is as many bytes.
+template <class T>
+constexpr int64_t kUnitElements = (sizeof(T) == 2 ? 64 : 32) * 1024;
 
 }  // namespace PYCONV_ISA
 }  // namespace pyconv

@@ -9,22 +9,23 @@ namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
 
-template <class T>
-void run(const Pool2dProblem& problem, const Pool2dArgs& args) {
-  const T* dy = static_cast<const T*>(args.a);
-  T* dx = static_cast<T*>(args.out);
-  if (problem.layout == kNhwc) {
-    dgrad_nhwc(problem, dy, args.argmax, dx, static_cast<int64_t*>(args.workspace));
-  } else {
-    dgrad_nchw(problem, dy, args.argmax, dx);
-  }
-}
-
 void dgrad(const Pool2dProblem& problem, const Pool2dArgs& args) {
-  problem.dtype == kFloat64 ? run<double>(problem, args) : run<float>(problem, args);
+  with_element(problem.dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* dy = static_cast<const T*>(args.a);
+    T* dx = static_cast<T*>(args.out);
+    char* workspace = static_cast<char*>(args.workspace);
+    problem.layout == kNhwc ? dgrad_nhwc(problem, dy, args.argmax, dx, workspace)
+                            : dgrad_nchw(problem, dy, args.argmax, dx, workspace);
+  });
 }
-int64_t dgrad_workspace(const Pool2dProblem& problem, int) {
-  return problem.layout == kNhwc ? problem.n * units_per_image(problem) * int64_t(sizeof(int64_t)) : 0;
+int64_t dgrad_workspace(const Pool2dProblem& problem, int threads) {
+  return with_element(problem.dtype, [&](auto element) {
+    using T = decltype(element);
+    if (problem.layout == kNchw) return dgrad_nchw_workspace<T>(problem, threads);
+    const NhwcScratch<T> sizes(problem);
+    return sizes.missing + threads * sizes.thread;
+  });
 }
 PYCONV_CPU_KERNEL("maxpool2d.dgrad.direct", dgrad, dgrad_workspace)
 

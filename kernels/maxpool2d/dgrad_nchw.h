@@ -131,38 +131,64 @@ int64_t collect_plane(const Pool2dProblem& problem, const PlaneRow<T>& windows, 
   return total_hits<T>(hits);
 }
 
+// dx of one plane.
 template <class T, int kS, int kStride>  // kStride 0: scatter
-void nchw_planes(const Pool2dProblem& problem, const T* dy, const int32_t* argmax, T* dx) {
+void nchw_plane(const Pool2dProblem& problem, const T* dy, const int32_t* argmax, T* dx) {
   const int64_t p_extent = problem.p(), q_extent = problem.q(), windows = p_extent * q_extent;
-  const int64_t plane = problem.h * problem.w, planes = problem.n * problem.c, size = plane + 2 * windows;
-  const int64_t unit = size < kUnitElements ? kUnitElements / size : 1;
-  parallel_for((planes + unit - 1) / unit, [&](int64_t index, int) {
-    const int64_t end = (index + 1) * unit < planes ? (index + 1) * unit : planes;
-    for (int64_t nc = index * unit; nc < end; ++nc) {
-      const T* from = dy + nc * windows;
-      const int32_t* places = argmax + nc * windows;
-      T* to = dx + nc * plane;
-      if constexpr (kStride > 0) {
-        const PlaneRow<T> rows{from, places, q_extent};
-        const int64_t placed = collect_plane<T, kS, kStride>(problem, rows, p_extent, to);
-        if (placed == places_inside(places, windows, plane)) continue;
-      }
-      scatter_plane(from, places, windows, to, plane);
-    }
-  });
+  const int64_t plane = problem.h * problem.w;
+  if constexpr (kStride > 0) {
+    const PlaneRow<T> rows{dy, argmax, q_extent};
+    const int64_t placed = collect_plane<T, kS, kStride>(problem, rows, p_extent, dx);
+    if (placed == places_inside(argmax, windows, plane)) return;
+  }
+  scatter_plane(dy, argmax, windows, dx, plane);
 }
 
 template <class T>
-void dgrad_nchw(const Pool2dProblem& problem, const T* dy, const int32_t* argmax, T* dx) {
+using RunPlane = void (*)(const Pool2dProblem&, const T* dy, const int32_t* argmax, T* dx);
+
+template <class T>
+RunPlane<T> dgrad_nchw_plane(const Pool2dProblem& problem) {
   if (problem.r * problem.s <= kCollectTaps) {
     const bool stride2 = problem.stride_w == 2 && problem.dilation_w == 1;
-    if (stride2 && problem.s == 2) return nchw_planes<T, 2, 2>(problem, dy, argmax, dx);
-    if (stride2 && problem.s == 3) return nchw_planes<T, 3, 2>(problem, dy, argmax, dx);
-    if (stride2) return nchw_planes<T, 0, 2>(problem, dy, argmax, dx);
-    if (problem.stride_w == 1 && problem.s == 3) return nchw_planes<T, 3, 1>(problem, dy, argmax, dx);
-    if (problem.stride_w == 1) return nchw_planes<T, 0, 1>(problem, dy, argmax, dx);
+    if (stride2 && problem.s == 2) return nchw_plane<T, 2, 2>;
+    if (stride2 && problem.s == 3) return nchw_plane<T, 3, 2>;
+    if (stride2) return nchw_plane<T, 0, 2>;
+    if (problem.stride_w == 1 && problem.s == 3) return nchw_plane<T, 3, 1>;
+    if (problem.stride_w == 1) return nchw_plane<T, 0, 1>;
   }
-  nchw_planes<T, 0, 0>(problem, dy, argmax, dx);
+  return nchw_plane<T, 0, 0>;
+}
+
+template <class T>
+int64_t planes_per_unit(const Pool2dProblem& problem) {
+  const int64_t size = problem.h * problem.w + 2 * problem.p() * problem.q();
+  return size < kUnitElements<T> ? kUnitElements<T> / size : 1;
+}
+
+template <class T>
+int64_t dgrad_nchw_workspace(const Pool2dProblem& problem, int threads) {
+  if (sizeof(T) != 2) return 0;
+  const int64_t unit = planes_per_unit<T>(problem);
+  return threads *
+         (scratch_bytes<T>(unit * problem.p() * problem.q()) + scratch_bytes<T>(unit * problem.h * problem.w));
+}
+
+template <class T>
+void dgrad_nchw(const Pool2dProblem& problem, const T* dy, const int32_t* argmax, T* dx, char* workspace) {
+  using Wide = Accumulator<T>;
+  const RunPlane<Wide> run = dgrad_nchw_plane<Wide>(problem);
+  const int64_t windows = problem.p() * problem.q(), plane = problem.h * problem.w;
+  const int64_t planes = problem.n * problem.c, unit = planes_per_unit<T>(problem);
+  parallel_for((planes + unit - 1) / unit, [&](int64_t index, int thread) {
+    const int64_t first = index * unit, count = first + unit < planes ? unit : planes - first;
+    dgrad_in_float(dy + first * windows, count * windows, dx + first * plane, count * plane,
+                   workspace + thread * (scratch_bytes<T>(unit * windows) + scratch_bytes<T>(unit * plane)),
+                   [&](const Wide* from, Wide* to) {
+                     for (int64_t i = 0; i < count; ++i)
+                       run(problem, from + i * windows, argmax + (first + i) * windows, to + i * plane);
+                   });
+  });
 }
 
 }  // namespace

@@ -8,17 +8,19 @@ namespace pyconv {
 namespace PYCONV_ISA {
 namespace {
 
-template <class T>
-void run(const Pool2dProblem& problem, const Pool2dArgs& args) {
-  const T* x = static_cast<const T*>(args.a);
-  const Output<T> y{static_cast<T*>(args.out), nullptr};
-  problem.layout == kNhwc ? fprop_nhwc<T, false>(problem, x, y) : fprop_nchw<T, false>(problem, x, y);
-}
-
 void fprop(const Pool2dProblem& problem, const Pool2dArgs& args) {
-  problem.dtype == kFloat64 ? run<double>(problem, args) : run<float>(problem, args);
+  with_element(problem.dtype, [&](auto element) {
+    using T = decltype(element);
+    using Wide = Accumulator<T>;
+    run_forward<T>(problem, problem.layout == kNhwc ? nhwc_rows<Wide, false> : fprop_nchw<Wide, false>(problem),
+                   args);
+  });
 }
-PYCONV_CPU_KERNEL("maxpool2d.fprop.direct", fprop, nullptr)
+int64_t fprop_workspace(const Pool2dProblem& problem, int threads) {
+  return with_element(problem.dtype,
+                      [&](auto element) { return forward_workspace<decltype(element)>(problem, threads); });
+}
+PYCONV_CPU_KERNEL("maxpool2d.fprop.direct", fprop, fprop_workspace)
 
 }  // namespace
 }  // namespace PYCONV_ISA

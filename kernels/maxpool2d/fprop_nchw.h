@@ -6,10 +6,8 @@
 // (lanes at stride 2 come from splitting two loads into even and odd elements), stage 2 the maximum over the
 // rows. Rows before columns, not the cheaper other way round, because ties and NaNs resolve in row-major order.
 // Where windows of 3 rows overlap, the block walks down p and keeps the rows it meets again in registers.
-//
-// One unit of work is a range of the n*c*P output rows.
 #pragma once
-#include "best.h"
+#include "units.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {
@@ -184,33 +182,27 @@ void plane_rows(const Pool2dProblem& problem, const T* plane, const Output<T>& t
 }
 
 template <class T, bool kArgmax, int kS, int kStride>
-void nchw_windows(const Pool2dProblem& problem, const T* x, const Output<T>& y) {
-  const int64_t p_extent = problem.p(), q_extent = problem.q(), rows = problem.n * problem.c * p_extent;
-  const int64_t plane = problem.h * problem.w, band = problem.stride_h * problem.w;
-  const int64_t row_elements = (band < plane ? band : plane) + q_extent;
-  const int64_t unit = row_elements < kUnitElements ? kUnitElements / row_elements : 1;
-  parallel_for((rows + unit - 1) / unit, [&](int64_t index, int) {
-    const int64_t end = (index + 1) * unit < rows ? (index + 1) * unit : rows;
-    for (int64_t row = index * unit; row < end;) {
-      const int64_t nc = row / p_extent, p = row % p_extent;
-      const int64_t p_end = end - row < p_extent - p ? p + end - row : p_extent;
-      plane_rows<T, kArgmax, kS, kStride>(problem, x + nc * plane, y.at(nc * p_extent * q_extent), p, p_end,
-                                          q_extent);
-      row += p_end - p;
-    }
-  });
+void nchw_rows(const Pool2dProblem& problem, const T* x, const Output<T>& y, int64_t row, int64_t end) {
+  const int64_t p_extent = problem.p(), q_extent = problem.q(), plane = problem.h * problem.w;
+  while (row < end) {
+    const int64_t nc = row / p_extent, p = row % p_extent;
+    const int64_t p_end = end - row < p_extent - p ? p + end - row : p_extent;
+    plane_rows<T, kArgmax, kS, kStride>(problem, x + nc * plane, y.at(nc * p_extent * q_extent), p, p_end,
+                                        q_extent);
+    row += p_end - p;
+  }
 }
 
 // Chooses the instance: the windows of the well-known networks by name, every other one by its stride.
 template <class T, bool kArgmax>
-void fprop_nchw(const Pool2dProblem& problem, const T* x, const Output<T>& y) {
+RunRows<T> fprop_nchw(const Pool2dProblem& problem) {
   const bool stride2 = problem.stride_w == 2 && problem.dilation_w == 1;
-  if (stride2 && problem.s == 2) return nchw_windows<T, kArgmax, 2, 2>(problem, x, y);
-  if (stride2 && problem.s == 3) return nchw_windows<T, kArgmax, 3, 2>(problem, x, y);
-  if (stride2) return nchw_windows<T, kArgmax, 0, 2>(problem, x, y);
-  if (problem.stride_w == 1 && problem.s == 3) return nchw_windows<T, kArgmax, 3, 1>(problem, x, y);
-  if (problem.stride_w == 1) return nchw_windows<T, kArgmax, 0, 1>(problem, x, y);
-  nchw_windows<T, kArgmax, 0, 0>(problem, x, y);
+  if (stride2 && problem.s == 2) return nchw_rows<T, kArgmax, 2, 2>;
+  if (stride2 && problem.s == 3) return nchw_rows<T, kArgmax, 3, 2>;
+  if (stride2) return nchw_rows<T, kArgmax, 0, 2>;
+  if (problem.stride_w == 1 && problem.s == 3) return nchw_rows<T, kArgmax, 3, 1>;
+  if (problem.stride_w == 1) return nchw_rows<T, kArgmax, 0, 1>;
+  return nchw_rows<T, kArgmax, 0, 0>;
 }
 
 }  // namespace

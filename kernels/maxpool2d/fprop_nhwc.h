@@ -3,9 +3,9 @@
 //   argmax[n,p,q,c] = h*W + w of that element
 //
 // A vector holds kLanes channels of one pixel, so every tap is one load, a place is the same for all lanes, and
-// any stride, dilation and padding costs the same. One unit of work is a range of the n*P output rows.
+// any stride, dilation and padding costs the same.
 #pragma once
-#include "best.h"
+#include "units.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {
@@ -54,29 +54,23 @@ void pixel(const Pool2dProblem& problem, const T* image, const Output<T>& to, co
 }
 
 template <class T, bool kArgmax>
-void fprop_nhwc(const Pool2dProblem& problem, const T* x, const Output<T>& y) {
-  const int64_t p_extent = problem.p(), q_extent = problem.q(), rows = problem.n * p_extent;
-  const int64_t image = problem.h * problem.w * problem.c, band = problem.stride_h * problem.w * problem.c;
-  const int64_t row_elements = (band < image ? band : image) + q_extent * problem.c;
-  const int64_t unit = row_elements < kUnitElements ? kUnitElements / row_elements : 1;
-  parallel_for((rows + unit - 1) / unit, [&](int64_t index, int) {
-    const int64_t end = (index + 1) * unit < rows ? (index + 1) * unit : rows;
-    for (int64_t row = index * unit; row < end; ++row) {
-      Window window;
-      window.h = row % p_extent * problem.stride_h - problem.pad_top;
-      window.rows = taps_inside(window.h, problem.r, problem.dilation_h, problem.h);
-      for (int64_t q = 0; q < q_extent; ++q) {
-        window.w = q * problem.stride_w - problem.pad_left;
-        window.columns = taps_inside(window.w, problem.s, problem.dilation_w, problem.w);
-        const Output<T> to = y.at((row * q_extent + q) * problem.c);
-        if (window.rows.begin < window.rows.end && window.columns.begin < window.columns.end) {
-          pixel<T, kArgmax>(problem, x + row / p_extent * image, to, window);
-        } else {
-          to.put_nothing(problem.c);
-        }
+void nhwc_rows(const Pool2dProblem& problem, const T* x, const Output<T>& y, int64_t row, int64_t end) {
+  const int64_t p_extent = problem.p(), q_extent = problem.q(), image = problem.h * problem.w * problem.c;
+  for (; row < end; ++row) {
+    Window window;
+    window.h = row % p_extent * problem.stride_h - problem.pad_top;
+    window.rows = taps_inside(window.h, problem.r, problem.dilation_h, problem.h);
+    for (int64_t q = 0; q < q_extent; ++q) {
+      window.w = q * problem.stride_w - problem.pad_left;
+      window.columns = taps_inside(window.w, problem.s, problem.dilation_w, problem.w);
+      const Output<T> to = y.at((row * q_extent + q) * problem.c);
+      if (window.rows.begin < window.rows.end && window.columns.begin < window.columns.end) {
+        pixel<T, kArgmax>(problem, x + row / p_extent * image, to, window);
+      } else {
+        to.put_nothing(problem.c);
       }
     }
-  });
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 //
 // It is the tangent of max-pooling and the derivative of its backward. A place of -1 (a window that covers
 // no element) reads as 0. Any other place is checked against the plane, since a caller may pass its own.
+// Elements are copied and never looked at: integers of their size stand for them, and 0 has the bits of 0.
 #include "best.h"
 
 namespace pyconv {
@@ -16,7 +17,7 @@ void run(const Pool2dProblem& problem, const Pool2dArgs& args) {
   // nchw: rows are (n, c) planes of single values. nhwc: rows are images, the places of all channels side by side.
   const bool is_nhwc = problem.layout == kNhwc;
   const int64_t channels = is_nhwc ? problem.c : 1, pixels = is_nhwc ? problem.n * y_plane : problem.y_size();
-  const int64_t unit = channels < kUnitElements ? kUnitElements / channels : 1;
+  const int64_t unit = channels < kUnitElements<T> ? kUnitElements<T> / channels : 1;
   parallel_for((pixels + unit - 1) / unit, [&](int64_t index, int) {
     const int64_t end = (index + 1) * unit < pixels ? (index + 1) * unit : pixels;
     for (int64_t begin = index * unit; begin < end;) {
@@ -35,7 +36,11 @@ void run(const Pool2dProblem& problem, const Pool2dArgs& args) {
 }
 
 void gather(const Pool2dProblem& problem, const Pool2dArgs& args) {
-  problem.dtype == kFloat64 ? run<double>(problem, args) : run<float>(problem, args);
+  switch (problem.dtype) {
+    case kFloat64: return run<uint64_t>(problem, args);
+    case kFloat32: return run<uint32_t>(problem, args);
+    default: return run<uint16_t>(problem, args);
+  }
 }
 PYCONV_CPU_KERNEL("maxpool2d.gather.direct", gather, nullptr)
 

@@ -5,7 +5,7 @@
 // An argmax that lies outside its window (a caller may pass any) is seen by no owner, so the hits are counted:
 // fewer hits than places inside the plane means strays, and the scatter itself must be run.
 #pragma once
-#include "best.h"
+#include "units.h"
 
 namespace pyconv {
 namespace PYCONV_ISA {

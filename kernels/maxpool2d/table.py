@@ -6,7 +6,7 @@ from pyconv.kernels.maxpool2d.restrictions import plane_fits_int32, torch_paddin
 from pyconv.problem import POOL2D_PASSES
 from pyconv.registry import Kernel
 
-FLOATS = ("f32", "f64")
+FLOATS = ("f32", "f64", "f16", "bf16")
 
 
 def _cpu(pass_: str, source: str) -> Kernel:
