@@ -28,7 +28,7 @@ CONV2D_CORE = [
     "conv2d n1c67h5w7 k37r3s3 st1 pd1",
 ]
 
-#: Sums so long, and results so many, that blocks of a sum in float32 have to wait for the next: 16 bits only.
+#: Sums so long, and results so many, that parts of a sum in float32 have to wait for the rest: for 16 bits.
 CONV2D_LONG = [
     "conv2d n1c620h4w5 k7r3s3 st1 pd1",
     "conv2d n1c6h5w4 k620r3s3 st2 pd1",

@@ -73,7 +73,8 @@ def test_battery(kernel: Kernel, text: str, record_property: Record) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "text"), _cases([*CONV2D_CORE, *CONV2D_LONG], MAXPOOL2D_CORE, DTYPES_16_BIT)
+    ("kernel", "text"),
+    _cases([*CONV2D_CORE, *CONV2D_LONG], MAXPOOL2D_CORE, DTYPES_16_BIT),
 )
 def test_battery_in_16_bits(kernel: Kernel, text: str, record_property: Record) -> None:
     judge_all(kernel, variants(text, DTYPES_16_BIT), record_property)

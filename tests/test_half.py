@@ -1,4 +1,4 @@
-"""The conversions of 16-bit elements in the CPU kernels: every bit pattern in, every kind of rounding out."""
+"""16-bit elements on a CPU, beyond the battery: every bit pattern, every rounding, and torch's own ways."""
 
 from __future__ import annotations
 
@@ -53,6 +53,31 @@ def test_maxima_keep_every_bit(isa: str, dtype: torch.dtype) -> None:
         assert torch.equal(y[number].view(torch.int16), x[number].view(torch.int16))
         window = F.max_pool2d(formed, (2, 3), (2, 1))
         assert torch.equal(pyconv.max_pool2d(formed, (2, 3), (2, 1)).nan_to_num(9), window.nan_to_num(9))
+
+
+#: More planes than a unit of work has scratch for, and planes, rows and images larger than that.
+LARGE_POOLS = [((2, 401, 9, 17), (2, 2, 0)), ((1, 2, 210, 211), (3, 2, 1)), ((1, 41, 40, 43), (3, 1, 1)),
+               ((1, 3, 120, 130), (5, 1, 2)), ((1, 300, 3, 301), (2, 1, 0))]  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", LARGE_POOLS, ids=str)
+@HALVES
+def test_pooling_of_many_and_of_large_planes(dtype: torch.dtype, pool: tuple[tuple[int, ...], Any]) -> None:
+    x = torch.randn(pool[0], generator=torch.Generator().manual_seed(0)).to(dtype)
+    for memory_format in FORMATS:
+        formed = x.to(memory_format=memory_format)
+        y, places = pyconv.max_pool2d(formed.requires_grad_(), *pool[1], return_indices=True)
+        wide = formed.detach().float().requires_grad_()
+        expected, expected_places = F.max_pool2d(wide, *pool[1], return_indices=True)
+        assert torch.equal(y, expected.to(dtype))
+        assert torch.equal(places, expected_places)
+        assert torch.equal(pyconv.max_pool2d(x.to(memory_format=memory_format), *pool[1]), y)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        (dx,), (expected_dx,) = (
+            torch.autograd.grad(y, formed, dy),
+            torch.autograd.grad(expected, wide, dy.float()),
+        )
+        torch.testing.assert_close(dx, expected_dx.to(dtype))
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "depthwise", "im2col_gemm"])

@@ -34,7 +34,7 @@ struct RowUnits {
     planes = nhwc ? problem.n : problem.n * problem.c;
     x_row = problem.w * (nhwc ? problem.c : 1), y_row = problem.q() * (nhwc ? problem.c : 1);
     const int64_t plane = plane_rows * x_row + p_extent * y_row;
-    unit_planes = plane < unit_elements ? unit_elements / plane : 1;
+    unit_planes = plane < unit_elements ? smaller(planes, unit_elements / plane) : 1;
     unit_rows = p_extent;
     if (plane > unit_elements) {
       const int64_t row = smaller(stride, plane_rows) * x_row + y_row;  // what an output row adds
@@ -47,7 +47,10 @@ struct RowUnits {
   int64_t per_plane() const { return (p_extent + unit_rows - 1) / unit_rows; }
   int64_t count() const { return (planes + unit_planes - 1) / unit_planes * per_plane(); }
   // Most rows of x and of y in one unit.
-  int64_t x_rows() const { return unit_planes * smaller(plane_rows, (unit_rows - 1) * stride + window_rows); }
+  int64_t x_rows() const {
+    return unit_planes > 1 ? unit_planes * plane_rows
+                           : smaller(plane_rows, (unit_rows - 1) * stride + window_rows);
+  }
   int64_t y_rows() const { return unit_planes * unit_rows; }
 };
 
