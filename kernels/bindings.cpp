@@ -71,7 +71,11 @@ Tensor allocate(int64_t dims, const int64_t* sizes, const int64_t* strides, int3
   if (aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle) ==
       AOTI_TORCH_SUCCESS)
     return Tensor(handle);
-  long double bytes = dtype == aoti_torch_dtype_uint8() ? 1 : dtype == aoti_torch_dtype_float64() ? 8 : 4;
+  const bool is_16_bit = dtype == aoti_torch_dtype_float16() || dtype == aoti_torch_dtype_bfloat16();
+  long double bytes = dtype == aoti_torch_dtype_uint8()     ? 1
+                      : is_16_bit                           ? 2
+                      : dtype == aoti_torch_dtype_float64() ? 8
+                                                            : 4;
   std::string shape;
   for (int64_t axis = 0; axis < dims; ++axis) {
     bytes *= sizes[axis];

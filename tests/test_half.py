@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,6 +96,34 @@ def test_products_are_rounded_once(isa: str, algorithm: str, dtype: torch.dtype)
                 y = pyconv.conv2d(formed, w, stride=3)
                 (dx,) = torch.autograd.grad(y, formed, x[..., ::3, ::3].contiguous())
             _same(dx[..., ::3, ::3], expected[..., ::3, ::3])
+
+
+#: x, w, stride, padding: rows, results and sums too long for one block of the scratch that 16-bit elements need.
+LARGE_CONVS: list[Any] = [
+    ((1, 3, 3, 150), (1600, 3, 3, 3), 1, 1),
+    ((1, 1, 2, 100_003), (1, 1, 2, 3), (1, 64), (0, 1)),
+    ((1, 2, 2, 100_003), (5, 2, 2, 3), (2, 1), (1, 2)),
+    ((2, 700, 5, 6), (40, 700, 3, 3), 2, 1),
+    ((1, 40, 18, 17), (300, 40, 3, 3), 1, 1),
+]
+
+
+@pytest.mark.parametrize("case", LARGE_CONVS, ids=str)
+@HALVES
+def test_large_convolutions_are_exact_sums_rounded_once(dtype: torch.dtype, case: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randint(-3, 4, shape, generator=generator).float().requires_grad_() for shape in case[:2])
+    y = F.conv2d(x, w, None, *case[2:])
+    dy = torch.randint(-3, 4, y.shape, generator=generator).float()
+    expected = (y, *torch.autograd.grad(y, (x, w), dy))
+    assert max(part.abs().max() for part in expected) < 2**24  # so that they are exact
+    for memory_format, algorithm in itertools.product(FORMATS, ("direct", "im2col_gemm")):
+        leaves = [t.detach().to(dtype).to(memory_format=memory_format).requires_grad_() for t in (x, w)]
+        with pyconv.use(algorithm):
+            y = pyconv.conv2d(*leaves, None, *case[2:])
+            ours = (y, *torch.autograd.grad(y, leaves, dy.to(dtype)))
+        for part, want in zip(ours, expected, strict=True):
+            _same(part.detach(), want.detach().to(dtype))
 
 
 @HALVES

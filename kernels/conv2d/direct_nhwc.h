@@ -56,6 +56,7 @@ struct NhwcPlan {
   Gather g;
   int64_t panels, in_block;
   Units units;
+  int64_t columns, column_block;  // of a class; 16 bits: as many as scratch is for
   int64_t spans_bytes, packed_bytes;
   NhwcWide<E> wide;
 
@@ -67,10 +68,13 @@ struct NhwcPlan {
     const int64_t in_per_pixel = g.dgrad ? 1 : problem.stride_h * problem.stride_w;
     int64_t pixel_bytes = sizeof(T) * in_per_pixel * std::min(in_block, std::max<int64_t>(1, g.in_c));
     if (sizeof(E) == 2) pixel_bytes = std::max(pixel_bytes, int64_t(sizeof(T)) * g.out_c);  // y is in scratch, too
-    units = make_units(g, panels, std::max<int64_t>(Config::kInputBytes / pixel_bytes, 64), 1);
+    const int64_t pixels = std::max<int64_t>(Config::kInputBytes / pixel_bytes, 64);
+    units = make_units(g, panels, pixels, 1);
+    columns = g.cols(0).out_count;
+    column_block = sizeof(E) == 2 ? ceil_div(columns, ceil_div(columns, pixels)) : columns;
     spans_bytes = round_up((units.rows + g.cols(0).out_count) * int64_t(sizeof(Span)), 64);
     packed_bytes = round_up(problem.groups * panels * panel_size() * int64_t(sizeof(T)), 64);
-    wide = NhwcWide<E>(g, units, in_block, std::min(g.out_c, units.panels * Config::kNr));
+    wide = NhwcWide<E>(g, units, column_block, in_block, std::min(g.out_c, units.panels * Config::kNr));
   }
   int64_t panel_size() const { return g.taps * g.in_c * Config::kNr; }
   // The last panel of a group may fit into one vector.
@@ -116,10 +120,10 @@ void nhwc_rectangle(const Unit& unit, const AxisMap& rows, const AxisMap& cols, 
   if (count > 0) flush();
 }
 
-// One block of in channels of a unit; x begins with its channels, y with those of the unit's first panel.
+// One block of in channels of some columns of a unit; x begins with its channels, y with those of the unit's first panel.
 template <class E, class T = Accumulator<E>>
-void nhwc_block(const NhwcPlan<E>& plan, const Unit& unit, int64_t in_first, int64_t in_count, const T* packed,
-                const T* bias, const Pixmap<const T>& x, const Pixmap<T>& y, Span* spans) {
+void nhwc_block(const NhwcPlan<E>& plan, const Unit& unit, int64_t col, int64_t in_first, int64_t in_count,
+                const T* packed, const T* bias, const Pixmap<const T>& x, const Pixmap<T>& y, Span* spans) {
   const Gather& g = plan.g;
   constexpr int64_t kNr = NhwcConfig<T>::kNr;
   Span *row_spans = spans, *col_spans = spans + plan.units.rows;
@@ -127,7 +131,7 @@ void nhwc_block(const NhwcPlan<E>& plan, const Unit& unit, int64_t in_first, int
     if (in_first > 0 && rows.taps * cols.taps == 0) return;  // the first block has left bias or 0
     const int64_t row_end = std::min(unit.row + unit.rows, rows.out_count);
     const int64_t row_count = find_spans(rows, unit.row, row_end, row_spans);
-    const int64_t col_count = find_spans(cols, 0, cols.out_count, col_spans);
+    const int64_t col_count = find_spans(cols, col, std::min(col + plan.column_block, cols.out_count), col_spans);
     for (int64_t i = 0; i < unit.panels; ++i) {
       const int64_t panel = unit.panel + i, nr = plan.nr(panel);
       const T* w = packed + (unit.group * plan.panels + panel) * plan.panel_size() +
@@ -169,17 +173,21 @@ void direct_nhwc(const Conv2dProblem& problem, const Conv2dArgs& args, bool dgra
     const Pixmap<const E> x{static_cast<const E*>(args.a) + unit.group * g.in_c, g.in_h * g.in_w * x_c,
                             g.in_w * x_c, x_c};
     const Pixmap<E> y{static_cast<E*>(args.out) + out, g.out_h * g.out_w * y_c, g.out_w * y_c, y_c};
-    NhwcWideUnit<E> wide(plan.wide, g, unit, scratch + plan.spans_bytes,
-                         std::min(g.out_c - unit.panel * kNr, unit.panels * kNr));
-    const Pixmap<T> sums = wide.sums(y);
-    const T* start = wide.bias(bias ? bias + out : nullptr);
-    int64_t in_first = 0;
-    do {  // at least once: without input channels y is bias or 0
-      const int64_t in_count = std::min(plan.in_block, g.in_c - in_first);
-      nhwc_block(plan, unit, in_first, in_count, packed, start, wide.input(x, in_first, in_count), sums, spans);
-      in_first += in_count;
-    } while (in_first < g.in_c);
-    wide.narrow(y);
+    const int64_t out_c = std::min(g.out_c - unit.panel * kNr, unit.panels * kNr);
+    for (int64_t col = 0; col < plan.columns; col += plan.column_block) {
+      const int64_t columns = std::min(plan.column_block, plan.columns - col);
+      const NhwcWideUnit<E> wide(plan.wide, g, unit, col, columns, scratch + plan.spans_bytes, out_c);
+      const Pixmap<T> sums = wide.sums(y);
+      const T* start = wide.bias(bias ? bias + out : nullptr);
+      int64_t in_first = 0;
+      do {  // at least once: without input channels y is bias or 0
+        const int64_t in_count = std::min(plan.in_block, g.in_c - in_first);
+        nhwc_block(plan, unit, col, in_first, in_count, packed, start, wide.input(x, in_first, in_count), sums,
+                   spans);
+        in_first += in_count;
+      } while (in_first < g.in_c);
+      wide.narrow(y);
+    }
   });
 }
 
