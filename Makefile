@@ -1,6 +1,6 @@
 # make train   set up, then train a ConvNet on real images through pyconv's kernels
 # make test    set up, then run the tests
-# The rest: test-all, bench, gpu, gates, lint, format, tables, clean. Set-up is done once and kept in $(VENV).
+# The rest: test-all, sanitize, bench, gpu, gates, lint, format, tables, clean. Set-up is done once and kept in $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,9 +12,9 @@ PROCESSES ?= 2
 EXTRAS := train dev $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi),cuda)
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find kernels -name '*.cpp' -o -name '*.h')
-CPP_SOURCES := $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_SOURCES := $(shell find kernels tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test test-all bench gpu gates lint format tables setup clean
+.PHONY: train test test-all sanitize bench gpu gates lint format tables setup clean
 
 train: setup
 	@echo "== training (digits by default; another data set: make train ARGS='--data fashion-mnist')"
@@ -27,6 +27,11 @@ test: setup
 test-all: setup
 	@echo "== tests, exhaustive sweep included"
 	$(PY) -m pytest -n $(PROCESSES) $(ARGS)
+
+sanitize: setup
+	@echo "== the CPU kernels of every instruction set under AddressSanitizer, UndefinedBehaviorSanitizer and"
+	@echo "   ThreadSanitizer, and on fenced memory (minutes to build, once)"
+	$(PY) -m pytest -n $(PROCESSES) tests/test_sanitizers.py tests/test_bounds.py $(ARGS)
 
 bench: setup
 	@echo "== benchmark: pyconv against torch's own kernels"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyconv import backends
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 from tests import accuracy
@@ -107,7 +106,7 @@ class Case:
         )
         try:
             with self.device.running(way), poisoned:
-                returned = backends.bind(self.kernel, problem)(*tensors)
+                returned = self.device.bind(self.kernel, problem)(*tensors)
         except Exception as error:
             raise self.fail(f"{note}it raised {type(error).__name__}: {error}", Crash) from error
         for name, tensor, was in zip(names, tensors, before, strict=True):

@@ -7,12 +7,14 @@ build: what it finds (a race, an access out of bounds, a read of what nobody wro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pyconv import backends
+from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
 #: The orders in which the emulator can run blocks and threads.
@@ -43,11 +45,15 @@ class Device:
         """Within the block a kernel is bound and launched here, in one of :attr:`ways` or as it comes."""
         yield
 
+    def bind(self, kernel: Kernel, problem: Problem) -> Callable[..., Any]:
+        """See :func:`pyconv.backends.bind`."""
+        return backends.bind(kernel, problem)
+
 
 class Cpu(Device):
     name = "cpu"
     tensors = "cpu"
-    ways = ("1 thread", "1 thread again", "2 threads", "3 threads")
+    ways = ("1 thread", "1 thread again", "2 threads", "3 threads", "8 threads")
 
     @contextlib.contextmanager
     def running(self, way: str | None = None) -> Iterator[None]:

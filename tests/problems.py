@@ -185,3 +185,14 @@ MAXPOOL2D_MORE = _maxpool2d_more()
 def variants(text: str, dtypes: tuple[str, ...] = DTYPES) -> list[Problem]:
     """The problem of ``text`` in every one of some dtypes, in both layouts."""
     return [parse_problem(f"{text} {dtype} {layout}") for dtype in dtypes for layout in LAYOUTS]
+
+
+#: Problems that a CPU line cuts into many units of work, for threads and races: the first that it supports.
+CONV2D_MANY_UNITS = [
+    "conv2d n8c24h16w20 k24r7s7 st1 pd3 g24",
+    "conv2d n4c16h17w24 k24r3s3 st1 pd1",
+]
+MAXPOOL2D_MANY_UNITS = [
+    "maxpool2d n4c40h31w33 r2s2 st1 pd0",
+    "maxpool2d n4c40h31w33 r3s3 st2 pd1",
+]
