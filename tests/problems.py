@@ -95,6 +95,9 @@ CONV2D = [
     "conv2d n1c7h9w7 k7r3s3 st1 pd2 dl2 g7",
     "conv2d n1c3h4w3 k3r5s7 st1 pd1,3,3,4 g3",
     "conv2d n1c2h7w5 k2r1s3 st3x2 pd0x1 g2",
+    # Images narrower than the stride: one residue class of dgrad, with some of the taps.
+    "conv2d n1c2h2w1 k2r2s2 st1x2 pd0,0,0,1 g2",
+    "conv2d n2c3h1w2 k6r3s4 st2x3 pd1,1,1,2 g3",
     # Nothing of something: an empty sum is 0, an empty result is empty.
     "conv2d n0c3h5w5 k4r3s3 st1 pd1",
     "conv2d n2c0h5w5 k4r3s3 st1 pd1",

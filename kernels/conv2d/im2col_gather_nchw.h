@@ -78,11 +78,14 @@ inline Units gather_units_nchw(int64_t gemm_m, int64_t gemm_n, int64_t gemm_k, i
   return {m_blocks, n_blocks, 1};
 }
 
-// dgrad's w[k][c][r][s] is a matrix neither by rows nor by columns, unless it is 1x1: it is made one first.
+// dgrad's w[k][c][r][s] is a matrix neither by rows nor by columns, unless it is 1x1 or has one c and every tap is
+// in use (an image narrower than the stride has one residue class, and that has some of the taps): it is made one
+// first.
 constexpr int64_t kReorderRows = 16;  // rows of one reorder unit: enough to use whole lines of w
 template <class E>
 inline bool needs_reorder(const Gather<E>& map, int64_t classes) {
-  return map.weights_m != 1 && (map.weights_channel != map.filter_taps || classes > 1);
+  return map.weights_m != 1 &&
+         (map.weights_channel != map.filter_taps || classes > 1 || map.taps() != map.filter_taps);
 }
 template <class E>
 inline int64_t reordered_size(const Gather<E>& map, int64_t classes, int64_t groups) {
