@@ -1,8 +1,8 @@
 """The CPU kernels outside torch: under a sanitizer, on fenced memory, on threads of another kind.
 
-:func:`launcher` builds a program of the kernels of one instruction set (``tests/native/``) and
-:class:`Native` is a device of the battery that runs them there. It knows the kernels by the table and their
-operands by their bytes, so a new line or a new dtype needs nothing here.
+:func:`build` makes a program of the kernels of one instruction set (``tests/native/``) and :class:`Native` is
+a device of the battery that runs them there. It knows the kernels by the table and their operands by their
+bytes, so a new line or a new dtype needs nothing here.
 """
 
 from __future__ import annotations
@@ -45,11 +45,18 @@ _OPTIONS = {
 
 
 @cache
-def launcher(sanitizer: str, isa: str) -> Path | str:
-    """The program, built if it is not current; or the reason why it cannot be."""
+def build(target: str, sanitizer: str, isa: str) -> Path | str:
+    """Builds a target of ``tests/native/CMakeLists.txt`` if it is not current.
+
+    Args:
+        sanitizer: One of :data:`SANITIZERS`, or nothing.
+
+    Returns:
+        The file, or the reason why there is none.
+    """
     if not sys.platform.startswith("linux"):
         return f"is built on Linux, not on {sys.platform}"
-    folder = ROOT / "build" / "sanitize" / f"{sanitizer}-{isa}"
+    folder = ROOT / "build" / "tests" / f"{sanitizer or 'plain'}-{isa}"
     folder.mkdir(parents=True, exist_ok=True)
     beside = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", "CLICOLOR_FORCE": "0"}
@@ -58,14 +65,19 @@ def launcher(sanitizer: str, isa: str) -> Path | str:
         f"-DTORCH_PATH={Path(torch.__file__).parent}", f"-DPYCONV_OUTPUT_DIR={folder}",
         f"-DPYCONV_SANITIZE={sanitizer}", f"-DPYCONV_ISAS={isa}",
     ]  # fmt: skip
-    build = ["cmake", "--build", str(folder), "--target", "pyconv_launcher"]
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of pytest-xdist wait
-        for command in (configure, build):
+        for command in (configure, ["cmake", "--build", str(folder), "--target", target]):
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
-                return f"the launcher does not build: {(done.stdout + done.stderr)[-3000:]}"
-    return folder / "pyconv_launcher"
+                return f"{target} does not build: {(done.stdout + done.stderr)[-3000:]}"
+    program, library = folder / target, folder / f"lib{target}.so"
+    return library if library.exists() else program
+
+
+def environment(isa: str) -> dict[str, str]:
+    """What a program with a sanitizer runs in."""
+    return {**os.environ, **_OPTIONS, "PYCONV_ISA": isa}
 
 
 # ---- Talking to it -----------------------------------------------------------------------------------------
@@ -154,14 +166,14 @@ class Launcher:
 
     def _send(self, message: bytes) -> None:
         if self._process is None:
-            program = launcher(self.sanitizer, self.isa)
+            program = build("pyconv_launcher", self.sanitizer, self.isa)
             if isinstance(program, str):
                 raise RuntimeError(program)
             self._report.seek(0)
             self._report.truncate()
             self._process = subprocess.Popen(
                 [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._report,
-                env={**os.environ, **_OPTIONS, "PYCONV_ISA": self.isa},
+                env=environment(self.isa),
             )  # fmt: skip
         assert self._process.stdin is not None
         try:
@@ -237,7 +249,7 @@ class Native(Device):
         self.most_units: dict[str, int] = {}
 
     def unavailable(self, backend: str) -> str | None:
-        program = launcher(self._launcher.sanitizer, self._launcher.isa)
+        program = build("pyconv_launcher", self._launcher.sanitizer, self._launcher.isa)
         return program if isinstance(program, str) else None
 
     @contextmanager

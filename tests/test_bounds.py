@@ -2,12 +2,13 @@
 
 A process of its own runs the kernels with every block of torch's memory against a page that faults when
 touched (``tests/fence.c``): once with the end of each block at the fence, once with its beginning there. Each
-line of the table runs in a fork of that process, which a fault ends, and with it only that line.
+line of the table runs in a fork of that process, which a fault ends, and with it only that line. This is the
+library as it is shipped; ``tests/test_sanitizers.py`` has the same kernels under AddressSanitizer, to which a
+workspace that does not end at a cache line is fenced to the byte too.
 """
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import shutil
@@ -16,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from pyconv.backends import cpu
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 from tests.memory import dense_strides
+from tests.native import build
 from tests.operands import Array, operands
 from tests.problems import CONV2D, MAXPOOL2D, variants
 
@@ -36,6 +37,8 @@ COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or 
 def _exact(array: Array, problem: Problem) -> torch.Tensor:
     """A dense tensor whose block holds its elements and nothing else."""
     tensor = torch.from_numpy(array.copy())
+    if tensor.is_floating_point():
+        tensor = tensor.to(problem.torch_dtype)
     return torch.empty_strided(
         tensor.shape, dense_strides(array.shape, problem.layout), dtype=tensor.dtype
     ).copy_(tensor)
@@ -43,7 +46,7 @@ def _exact(array: Array, problem: Problem) -> torch.Tensor:
 
 def _run_line(kernel: Kernel, tell: Callable[[str], None]) -> None:
     for text in CONV2D if kernel.operation == "conv2d" else MAXPOOL2D:
-        for problem in variants(text):
+        for problem in variants(text, kernel.dtypes):
             if kernel.supports(problem):
                 continue
             arrays = operands(problem, kernel.pass_, "integers")
@@ -76,25 +79,30 @@ def _in_a_fork(run: Callable[[Callable[[str], None]], None]) -> str | None:
     return f"{how}: {note[:1000].decode().strip()}"
 
 
-def _read_past_either_end(tell: Callable[[str], None]) -> None:
-    """What the fence is for: one element too far in the direction that the environment names."""
-    tensor = torch.zeros(7)
-    step = -1 if os.environ["PYCONV_FENCE"] == "before" else 7
-    tell("one element too far")
-    ctypes.string_at(tensor.data_ptr() + 4 * step, 4)
-
-
 def main() -> int:
     """Runs in the fenced process: prints what died; the exit status says whether anything did."""
     torch.set_num_threads(1)
-    if _in_a_fork(_read_past_either_end) is None:
-        print("the fence does not hold: a read outside a block was let through")
-        return 2
     lines = [kernel for kernel in registry.kernels() if kernel.backend == "cpu"]
     found = [_in_a_fork(lambda tell, kernel=kernel: _run_line(kernel, tell)) for kernel in lines]
     faults = [fault for fault in found if fault]
     print("\n".join(faults))
     return 1 if faults else 0
+
+
+def broken() -> int:
+    """Runs in the fenced process with the kernels of ``tests/native/broken.cpp``: prints those that died."""
+    torch.set_num_threads(1)
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)  # 64 bytes: torch's blocks end where a cache line does
+
+    def run(mistake: str) -> None:
+        name = f"conv2d.fprop.{mistake}"
+        torch.ops.pyconv.conv2d_fprop(
+            x, torch.ones(1, 1, 1, 1), None, [1, 1], [0] * 4, [1, 1], 1, False, name
+        )
+
+    mistakes = [name.removeprefix("conv2d.fprop.") for name in cpu.compiled() if "fprop" in name]
+    print(*(mistake for mistake in mistakes if _in_a_fork(lambda tell, mistake=mistake: run(mistake))))
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +125,30 @@ def fence(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
+def _fenced(fence: Path, side: str, function: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LD_PRELOAD": str(fence), "PYCONV_FENCE": side, **more}
+    code = f"from tests.test_bounds import {function}; raise SystemExit({function}())"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_no_kernel_leaves_its_memory(fence: Path, side: str) -> None:
-    environment: dict[str, Any] = {**os.environ, "LD_PRELOAD": str(fence), "PYCONV_FENCE": side}
-    done = subprocess.run(
-        [sys.executable, "-c", "from tests.test_bounds import main; raise SystemExit(main())"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    done = _fenced(fence, side, "main")
     if done.returncode:
         pytest.fail(f"memory fenced {side} every block: {done.stdout}{done.stderr[-2000:]}", pytrace=False)
+
+
+@pytest.mark.parametrize(
+    ("side", "found"),
+    [
+        ("before", {"reads_before_x", "writes_before_y", "writes_before_workspace"}),
+        ("after", {"reads_past_x", "writes_past_y", "reads_past_workspace", "writes_past_workspace"}),
+    ],
+)
+def test_the_fence_finds_one_element_too_far(fence: Path, side: str, found: set[str]) -> None:
+    library = build("pyconv_broken", "", "baseline")
+    assert isinstance(library, Path), library
+    done = _fenced(fence, side, "broken", PYCONV_LIBRARY=str(library))
+    assert set(done.stdout.split()) == found, done.stderr

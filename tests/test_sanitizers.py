@@ -7,7 +7,9 @@ puts every instruction set through the whole battery, and through what Hypothesi
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from pyconv.backends import cpu
 from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel
 from tests.battery import CHECKS, judge
-from tests.native import SANITIZERS, Fault, Launched, Native, Way, running
+from tests.native import SANITIZERS, Fault, Launched, Native, Way, build, environment, running
 from tests.problems import (
     CONV2D,
     CONV2D_CORE,
@@ -78,6 +80,16 @@ def test_no_race(kernel: Kernel, record_property: Record) -> None:
     device = Native("thread", ISA["thread"])
     _judge(kernel, with_many_units(kernel), ("exact_integers",), device, record_property)
     assert device.most_units[kernel.id] >= 4, "too few units of work for a race to show"
+
+
+def test_no_race_between_the_loops_own_threads() -> None:
+    """kernels/common/threads.cpp, which hands out the units of work to torch's threads."""
+    program = build("pyconv_pool", "thread", ISA["thread"])
+    assert isinstance(program, Path), program
+    done = subprocess.run(
+        [program], env=environment(ISA["thread"]), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "every index once\n"), done.stderr
 
 
 # ---- make sanitize -----------------------------------------------------------------------------------------
@@ -154,8 +166,8 @@ _MISTAKES = {
     "shifts_too_far": "shift exponent 32 is too large",
     "loads_misaligned": "misaligned address",
 }
-#: Mistake -> the edge of memory that it crosses: the end, else the beginning. A fence there finds it, whatever
-#: the instruction. AddressSanitizer alone does not see what is masked, nor half a word before a block.
+#: Mistake -> the edge of memory that it crosses: the end, else the beginning. A fence there finds it, by
+#: whatever instruction. AddressSanitizer alone does not see masked vectors, nor half a word before a block.
 _OUTSIDE = {
     "reads_past_x": True,
     "reads_before_x": False,

@@ -1,12 +1,14 @@
 """Backend ``cpu``: the SIMD C++ kernels, launched through torch's dispatcher.
 
-The library (``pyconv/lib/libpyconv_cpu.so``) holds every kernel once per instruction set. The best one that
-the processor has is chosen when the library is loaded; the environment variable ``PYCONV_ISA`` forces one.
+The library (``pyconv/lib/libpyconv_cpu.so``, or what the environment variable ``PYCONV_LIBRARY`` names) holds
+every kernel once per instruction set. The best one that the processor has is chosen when the library is
+loaded; ``PYCONV_ISA`` forces one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,13 +19,16 @@ import torch
 from pyconv.problem import Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
-LIBRARY = Path(__file__).resolve().parent.parent / "lib" / "libpyconv_cpu.so"
+_BUILT = Path(__file__).resolve().parent.parent / "lib" / "libpyconv_cpu.so"
+LIBRARY = Path(os.environ.get("PYCONV_LIBRARY") or _BUILT)
 
 
 @cache
 def load() -> ctypes.CDLL | str:
     """The library, or the reason why it cannot be used."""
     if not LIBRARY.exists():
+        if LIBRARY != _BUILT:
+            return f"PYCONV_LIBRARY={str(LIBRARY)!r} is not there"
         return f"{LIBRARY.name} was not built (no C++ compiler when pyconv was installed)"
     try:
         torch.ops.load_library(str(LIBRARY))

@@ -1,4 +1,4 @@
-// Kernels with one mistake each, which the sanitizers must find: the tests of tests/test_sanitizers.py's own gates.
+// Kernels with one mistake each, which the gates of tests/test_sanitizers.py and tests/test_bounds.py must find.
 // Those of fprop compute y = x for a 1x1 filter over one channel of float32, correct but for the mistake.
 #include "common/cpu.h"
 
@@ -23,17 +23,14 @@ enum class Mistake {
   kLoadsMisaligned,
 };
 
-// An odd number of elements, so that the end is not where a page, a cache line or a word ends anyway.
-int64_t workspace_bytes(const Conv2dProblem& problem, int) {
-  return (problem.y_size() | 1) * int64_t(sizeof(float));
-}
+int64_t workspace_bytes(const Conv2dProblem& problem, int) { return problem.y_size() * int64_t(sizeof(float)); }
 
 template <Mistake kMistake>
 void copy(const Conv2dProblem& problem, const Conv2dArgs& args) {
   float* x = static_cast<float*>(const_cast<void*>(args.a));
   float* y = static_cast<float*>(args.out);
   float* workspace = static_cast<float*>(args.workspace);
-  const int64_t size = problem.y_size(), end = workspace_bytes(problem, 1) / int64_t(sizeof(float));
+  const int64_t size = problem.y_size();
   for (int64_t i = 0; i < size; ++i) workspace[i] = x[i];
   for (int64_t i = 0; i < size; ++i) y[i] = workspace[i];
   volatile float seen = 0;
@@ -44,8 +41,8 @@ void copy(const Conv2dProblem& problem, const Conv2dArgs& args) {
     case Mistake::kWritesPastY: y[size - 1 + one] = 1; break;
     case Mistake::kWritesBeforeY: y[-one] = 1; break;
     case Mistake::kWritesX: x[0] = x[0] + float(one); break;
-    case Mistake::kReadsPastWorkspace: seen = workspace[end - 1 + one]; break;
-    case Mistake::kWritesPastWorkspace: workspace[end - 1 + one] = 1; break;
+    case Mistake::kReadsPastWorkspace: seen = workspace[size - 1 + one]; break;
+    case Mistake::kWritesPastWorkspace: workspace[size - 1 + one] = 1; break;
     case Mistake::kWritesBeforeWorkspace: workspace[-one] = 1; break;
     case Mistake::kOverflows: seen = float(int32_t(INT32_MAX) + int32_t(one)); break;
     case Mistake::kShiftsTooFar: seen = float(int32_t(1) << (31 + int32_t(one))); break;
