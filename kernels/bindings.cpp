@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
-#include <deque>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
@@ -382,7 +382,7 @@ Tensor max_pool2d_gather(const Tensor& x, const Tensor& argmax, Ints window, Int
 // ---- Bound launches ------------------------------------------------------------------------------------
 //
 // A call from Python spends more on handing over lists of integers than a small convolution takes. So Python binds
-// a kernel to a problem once, and from then on passes the number it got for them.
+// a kernel to a problem once, passes the number it got for them from then on, and gives the number back in the end.
 
 struct Bound {
   std::string kernel;
@@ -391,9 +391,16 @@ struct Bound {
   Pool2dProblem pool2d;
 };
 
+struct Slot {
+  std::shared_ptr<const Bound> bound;  // shared with the calls under way; null: the number is free
+  std::string key;                     // kernel and problem, as bytes
+  int64_t holders;                     // how often it was bound and not yet given back
+};
+
 std::shared_mutex bound_mutex;
-std::deque<Bound> bound;                           // its elements never move
-std::unordered_map<std::string, int64_t> numbers;  // kernel and problem, as bytes -> index into bound
+std::vector<Slot> slots;                           // by number
+std::vector<int64_t> free_numbers;                 // those of no use now
+std::unordered_map<std::string, int64_t> numbers;  // key -> number
 
 template <class Problem>
 int64_t bind(const char* kernel, const Problem& problem, Problem Bound::* member) {
@@ -401,37 +408,57 @@ int64_t bind(const char* kernel, const Problem& problem, Problem Bound::* member
   key.push_back('\0');
   key.append(reinterpret_cast<const char*>(&problem), sizeof problem);
   const std::unique_lock<std::shared_mutex> lock(bound_mutex);
-  const auto [entry, is_new] = numbers.emplace(std::move(key), static_cast<int64_t>(bound.size()));
-  if (is_new) {
-    Bound added{kernel, "", {}, {}};
-    const size_t dot = added.kernel.find('.') + 1;
-    added.pass = added.kernel.substr(dot, added.kernel.find('.', dot) - dot);
-    added.*member = problem;
-    bound.push_back(added);
+  if (const auto found = numbers.find(key); found != numbers.end()) {
+    ++slots[found->second].holders;
+    return found->second;
   }
-  return entry->second;
+  Bound added{kernel, "", {}, {}};
+  const size_t dot = added.kernel.find('.') + 1;
+  added.pass = added.kernel.substr(dot, added.kernel.find('.', dot) - dot);
+  added.*member = problem;
+  if (free_numbers.empty()) {
+    free_numbers.push_back(static_cast<int64_t>(slots.size()));
+    slots.emplace_back();
+  }
+  const int64_t number = free_numbers.back();
+  free_numbers.pop_back();
+  numbers.emplace(key, number);
+  slots[number] = {std::make_shared<const Bound>(std::move(added)), std::move(key), 1};
+  return number;
 }
 
-const Bound& bound_at(int64_t number) {
+// Gives one binding back; after the last the number is free.
+void unbind(int64_t number) {
+  const std::unique_lock<std::shared_mutex> lock(bound_mutex);
+  if (number < 0 || number >= static_cast<int64_t>(slots.size())) return;
+  Slot& slot = slots[number];
+  if (!slot.bound || --slot.holders > 0) return;
+  numbers.erase(slot.key);
+  slot = {};
+  free_numbers.push_back(number);
+}
+
+std::shared_ptr<const Bound> bound_at(int64_t number) {
   const std::shared_lock<std::shared_mutex> lock(bound_mutex);
-  STD_TORCH_CHECK(number >= 0 && number < static_cast<int64_t>(bound.size()), "pyconv: no bound launch ", number);
-  return bound[number];
+  const bool in_use = number >= 0 && number < static_cast<int64_t>(slots.size()) && slots[number].bound;
+  STD_TORCH_CHECK(in_use, "pyconv: no bound launch ", number);
+  return slots[number].bound;
 }
 
 Tensor conv2d_bound(const Tensor& a, std::optional<Tensor> b, std::optional<Tensor> bias, int64_t number) {
-  const Bound& launch = bound_at(number);
-  return run_conv2d(launch.kernel, launch.pass, launch.conv2d, a, b, bias);
+  const std::shared_ptr<const Bound> launch = bound_at(number);
+  return run_conv2d(launch->kernel, launch->pass, launch->conv2d, a, b, bias);
 }
 
 Tensor max_pool2d_bound(const Tensor& a, std::optional<Tensor> argmax, int64_t number) {
-  const Bound& launch = bound_at(number);
-  return run_pool2d(launch.kernel, launch.pass, launch.pool2d, a, argmax);
+  const std::shared_ptr<const Bound> launch = bound_at(number);
+  return run_pool2d(launch->kernel, launch->pass, launch->pool2d, a, argmax);
 }
 
 std::tuple<Tensor, Tensor> max_pool2d_argmax_bound(const Tensor& x, int64_t number) {
-  const Bound& launch = bound_at(number);
+  const std::shared_ptr<const Bound> launch = bound_at(number);
   std::optional<Tensor> argmax;
-  const Tensor y = run_pool2d(launch.kernel, launch.pass, launch.pool2d, x, std::nullopt, &argmax);
+  const Tensor y = run_pool2d(launch->kernel, launch->pass, launch->pool2d, x, std::nullopt, &argmax);
   return {y, *argmax};
 }
 }  // namespace
@@ -472,12 +499,19 @@ PYCONV_API const char* pyconv_kernels() {
   for (const CpuKernel* kernel : pyconv::active_kernels()) names.push_back(kernel->name);
   return joined(names);
 }
-// The number that the *_bound operators take for this kernel and problem. Equal calls give equal numbers.
+// The number that the *_bound operators take for this kernel and problem, until as many calls of pyconv_unbind as
+// have returned it. Equal calls give equal numbers.
 PYCONV_API int64_t pyconv_bind_conv2d(const char* kernel, const Conv2dProblem* problem) {
   return bind(kernel, *problem, &Bound::conv2d);
 }
 PYCONV_API int64_t pyconv_bind_pool2d(const char* kernel, const Pool2dProblem* problem) {
   return bind(kernel, *problem, &Bound::pool2d);
+}
+PYCONV_API void pyconv_unbind(int64_t number) { unbind(number); }
+// Numbers in use now.
+PYCONV_API int64_t pyconv_bound() {
+  const std::shared_lock<std::shared_mutex> lock(bound_mutex);
+  return static_cast<int64_t>(numbers.size());
 }
 // Bytes of workspace the kernel asks for with so many threads, or -1 if there is no such kernel.
 PYCONV_API int64_t pyconv_conv2d_workspace(const char* name, const Conv2dProblem* problem, int threads) {

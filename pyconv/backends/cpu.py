@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,8 @@ def load() -> ctypes.CDLL | str:
     for function in ("pyconv_conv2d_workspace", "pyconv_pool2d_workspace"):
         getattr(library, function).restype = ctypes.c_int64
         getattr(library, function).argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+    library.pyconv_unbind.restype, library.pyconv_unbind.argtypes = None, (ctypes.c_int64,)
+    library.pyconv_bound.restype = ctypes.c_int64
     for function in ("pyconv_conv2d_sizes", "pyconv_pool2d_sizes"):
         getattr(library, function).argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64))
     refused = str(library.pyconv_isa_error().decode())
@@ -109,19 +112,30 @@ def c_sizes(problem: Problem) -> dict[str, int]:
     return {"struct_bytes_python": ctypes.sizeof(struct), **dict(zip(names, sizes, strict=True))}
 
 
+def bound() -> int:
+    """Kernels bound to problems now: each as long as what :func:`bind` returned for it lives."""
+    return int(_library().pyconv_bound())
+
+
 def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     library = _library()
     struct = ctypes.byref(problem.to_c())
-    name = kernel.name.encode()
-    if isinstance(problem, Conv2dProblem):
-        number = int(library.pyconv_bind_conv2d(name, struct))
+    of = library.pyconv_bind_conv2d if isinstance(problem, Conv2dProblem) else library.pyconv_bind_pool2d
+    number = int(of(kernel.name.encode(), struct))
+    launch = _launch(kernel, number)
+    weakref.finalize(launch, library.pyconv_unbind, number).atexit = False
+    return launch
+
+
+def _launch(kernel: Kernel, number: int) -> Callable[..., Any]:
+    """A function of the tensors alone, for a number of the library's."""
+    if kernel.operation == "conv2d":
         conv2d = torch.ops.pyconv.conv2d_bound.default._op
         if kernel.pass_ == "fprop":
             return lambda x, w, bias: conv2d(x, w, bias, number)
         if kernel.pass_ == "bgrad":
             return lambda dy: conv2d(dy, None, None, number)
         return lambda a, b: conv2d(a, b, None, number)
-    number = int(library.pyconv_bind_pool2d(name, struct))
     if kernel.pass_ == "fprop_argmax":
         pool2d_argmax = torch.ops.pyconv.max_pool2d_argmax_bound.default._op
         return lambda x: pool2d_argmax(x, number)
