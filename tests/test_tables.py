@@ -37,7 +37,9 @@ def test_every_environment_variable_is_on_its_page() -> None:
         for source in sources
         for name in re.findall(r"(?:environ\.get|environ|getenv)[\[(]\"(PYCONV_\w+)\"", source.read_text())
     }
-    assert read == {"PYCONV_CACHE", "PYCONV_EMULATE", "PYCONV_ISA", "PYCONV_KERNELS", "PYCONV_NVRTC"}
+    assert read == {
+        "PYCONV_CACHE", "PYCONV_EMULATE", "PYCONV_ISA", "PYCONV_KERNELS", "PYCONV_LIBRARY", "PYCONV_NVRTC",
+    }  # fmt: skip
     assert all(f"`{name}`" in page for name in read)
 
 
