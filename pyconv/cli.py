@@ -58,6 +58,9 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Processes that make batches. [0]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch's pool.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints within an epoch. [only at each epoch's end]")
+    ] = None,
 ) -> None:
     """Train a ConvNet. What is not given comes from the data set's recipe."""
     given: dict[str, Any] = {
@@ -67,6 +70,7 @@ def train(
         "schedule": schedule, "warmup": warmup, "validation": validation, "layout": layout,
         "image_size": image_size, "seed": seed, "data_dir": str(data_dir) if data_dir else None,
         "workers": workers, "threads": threads, "device": device,
+        "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     from pyconv.errors import UsageError
     from pyconv.training import run
@@ -76,12 +80,13 @@ def train(
         run.fit(recipe(data or "digits", **given), out, _say)
         return
     also = {name for name, value in {**given, "data": data, "out": out}.items() if value is not None}
-    for name in sorted(also - {"epochs"}):
+    for name in sorted(also - {"epochs", "checkpoint_every"}):
         option = "--" + name.replace("_", "-")
         raise UsageError(
-            f"{option}: not with --resume, which goes on with the run's own settings (but --epochs)"
+            f"{option}: not with --resume, which goes on with the run's own settings (but --epochs and "
+            "--checkpoint-every)"
         )
-    run.resume(resume, epochs, _say)
+    run.resume(resume, epochs, _say, checkpoint_every=checkpoint_every)
 
 
 @app.command()

@@ -31,9 +31,18 @@ class TrainingError(PyconvError):
 
 
 class Interrupted(PyconvError):
-    """Training was stopped by Ctrl-C; the message says how to go on."""
+    """Training was stopped by Ctrl-C or SIGTERM; the message says how to go on.
+
+    Args:
+        message: The line.
+        exit_status: 128 and the signal's number, as shells have it.
+    """
 
     exit_status = 130
+
+    def __init__(self, message: str, exit_status: int = 130) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UsageError:

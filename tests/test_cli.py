@@ -136,8 +136,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path) -> None:
         _, error = program.communicate(timeout=120)
     assert program.returncode == 130
     assert "Traceback" not in error
-    assert error.strip().splitlines()[-1].startswith("interrupted in step")
-    assert f"`pyconv train --resume {folder}` goes on after epoch" in error
+    assert error.strip().splitlines()[-1].startswith("interrupted after step")
+    assert f", which was saved; `pyconv train --resume {folder}` goes on from there" in error
 
 
 def hear_ctrl_c() -> None:

@@ -294,8 +294,10 @@ def test_resuming_what_is_no_run(tmp_path) -> None:
     with pytest.raises(RunError, match=r"config.json: not the configuration of a run"):
         run.resume(tmp_path, say=silent)
     TINY.save(tmp_path / "config.json")
-    with pytest.raises(RunError, match=r"last.ckpt: no such file"):
+    (tmp_path / "config.json").write_text('{"epochs": "many"}')
+    with pytest.raises(RunError, match=r"config.json: not the configuration of a run \(epochs is 'many'"):
         run.resume(tmp_path, say=silent)
+    TINY.save(tmp_path / "config.json")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK")
     with pytest.raises(RunError, match=r"last.ckpt: not a whole checkpoint"):

@@ -5,8 +5,9 @@ A file is 10,000 records of 3073 bytes: the label, then 32x32 bytes of red, of g
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from pyconv.data.download import fetch
 from pyconv.data.images import Augmentation, ImageData, ImageSet
+from pyconv.data.reading import Limited, read_at_most
 from pyconv.errors import DataError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -25,6 +27,8 @@ TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
 
 RECORDS = 10_000
+#: The archive unpacks to 184 MB.
+_LARGEST_ARCHIVE = 1 << 28
 _SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32
 
@@ -75,8 +79,10 @@ def _data(source: str, sets: dict[str, ImageSet]) -> ImageData:
 
 
 def _bytes(path: Path) -> bytes:
+    """The bytes of a record file, or enough of a larger one to see that it is none."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return read_at_most(file, RECORDS * _RECORD + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -92,11 +98,9 @@ def parse(path: Path, data: bytes) -> ImageSet:
         DataError: if it does not hold exactly :data:`RECORDS` records, or a label is not below 10.
     """
     if len(data) != RECORDS * _RECORD:
-        short = "truncated" if len(data) < RECORDS * _RECORD else "corrupt"
-        raise DataError(
-            f"{path}: {short}: {len(data)} bytes, but {RECORDS} records of {_RECORD} bytes "
-            f"are {RECORDS * _RECORD}"
-        )
+        size = RECORDS * _RECORD
+        found = f"truncated: {len(data)} bytes" if len(data) < size else f"corrupt: more than {size} bytes"
+        raise DataError(f"{path}: {found}, but {RECORDS} records of {_RECORD} bytes are {size}")
     records = np.frombuffer(data, np.uint8).reshape(RECORDS, _RECORD)
     labels = records[:, 0].astype(np.int64)
     if labels.max() >= len(CLASSES):
@@ -105,22 +109,39 @@ def parse(path: Path, data: bytes) -> ImageSet:
     return ImageSet(np.ascontiguousarray(records[:, 1:]).reshape(RECORDS, *_SHAPE), labels)
 
 
+def _limited(path: Path, file: io.BufferedIOBase) -> Limited:
+    limit = _LARGEST_ARCHIVE
+    return Limited(
+        file, limit, lambda: DataError(f"{path}: corrupt archive: it unpacks to more than {limit} bytes")
+    )
+
+
 def _read_archive(path: Path) -> dict[str, ImageSet]:
     sets: dict[str, ImageSet] = {}
     names = {*TRAIN_FILES, TEST_FILE}
     try:
-        # Read straight from the archive: nothing is extracted, so no member's path can matter.
-        with tarfile.open(path, "r:gz") as archive:
+        # Read straight from the archive: nothing is extracted, so no member's path can matter. As a stream,
+        # because there no length that a header gives is allocated before its bytes are there.
+        with (
+            gzip.open(path) as unpacked,
+            tarfile.open(fileobj=_limited(path, unpacked), mode="r|") as archive,
+        ):
             for member in archive:
                 name = Path(member.name).name
-                if name in names and member.isfile():
+                if name in names and member.isfile() and not member.issparse():
                     stream = archive.extractfile(member)
                     assert stream is not None  # a regular file has one
-                    sets[name] = parse(path / member.name, stream.read())
-    except (tarfile.TarError, zlib.error, EOFError) as error:
-        raise DataError(f"{path}: truncated or corrupt archive ({error})") from None
+                    data = read_at_most(stream, RECORDS * _RECORD + 1)
+                    sets[name] = parse(path / member.name, data)
+    except DataError:
+        raise
     except OSError as error:
+        if isinstance(error, gzip.BadGzipFile) or error.errno is None:
+            raise DataError(f"{path}: truncated or corrupt archive ({error})") from None
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # tarfile, for forged headers: ValueError, KeyError, RecursionError and more
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{path}: truncated or corrupt archive ({reason})") from None
     missing = sorted(names - sets.keys())
     if missing:
         raise DataError(f"{path}: no {missing[0]} in the archive; the binary version is needed: {URL}")

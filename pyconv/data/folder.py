@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyconv.data.images import Augmentation, ImageData, ImageSet, stratified_split
-from pyconv.errors import DataError, UsageError
+from pyconv.errors import DataError, PyconvError, UsageError
 
 DEFAULT_SIZE = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -108,14 +108,16 @@ def _is_grey(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode in _GREY
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise _broken(path, error) from None
 
 
-def _broken(path: Path, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
-    if isinstance(error, UnidentifiedImageError):
-        reason = "of no kind that Pillow knows"
+def _broken(path: Path, error: Exception) -> Exception:
+    """The error for an image that cannot be read. Pillow raises a dozen kinds for files that are damaged."""
+    if isinstance(error, PyconvError | MemoryError):
+        return error
+    lines = (getattr(error, "strerror", None) or str(error)).splitlines() or [type(error).__name__]
+    reason = "of no kind that Pillow knows" if isinstance(error, UnidentifiedImageError) else lines[0][:120]
     return DataError(f"{path}: not a readable image ({reason})")
 
 
@@ -135,7 +137,6 @@ def decode(path: Path, channels: int, size: tuple[int, int], fit: bool) -> np.nd
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                file.load()
                 image: Image.Image = file
                 grey = image.mode in _GREY
                 if not fit and (image.height, image.width) != size:
@@ -148,6 +149,7 @@ def decode(path: Path, channels: int, size: tuple[int, int], fit: bool) -> np.nd
                     raise DataError(
                         f"{path}: a {is_} image, but the model was trained on {wants}; --resize converts it"
                     )
+                image.load()
                 if image.mode.startswith("I") or image.mode == "F":
                     # 16-bit grey: Pillow clips instead of scaling.
                     wide = np.asarray(image, np.float64)
@@ -157,7 +159,7 @@ def decode(path: Path, channels: int, size: tuple[int, int], fit: bool) -> np.nd
                 converted = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
                 if converted.size != (size[1], size[0]):
                     converted = ImageOps.fit(converted, (size[1], size[0]), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise _broken(path, error) from None
     pixels = np.asarray(converted)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))

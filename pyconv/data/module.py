@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import lightning
@@ -21,14 +22,23 @@ class EpochBatches(Sampler[Key]):
 
     An epoch visits each sample once, in an order drawn from (seed, epoch). The batches differ in size by at
     most one, so none is a small rest that would upset batch normalisation.
+
+    Args:
+        samples, batch_size: How many there are, and how many a batch may have.
+        seed: With the epoch, the source of the order.
+        shuffle: False for the samples' own order.
+        start: (epoch, batch) that a resumed run goes on with. Known from the beginning, because processes
+            that make batches ask for some before Lightning says which epoch it is.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, shuffle: bool, start: tuple[int, int] = (0, 0)
+    ) -> None:
         self.samples, self.batch_size, self.seed, self.shuffle = samples, batch_size, seed, shuffle
-        self.epoch = 0
+        self.start, self.epoch = start, start[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, after a resume too."""
+        """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -38,7 +48,8 @@ class EpochBatches(Sampler[Key]):
         order = np.arange(self.samples)
         if self.shuffle:
             order = rng.permutation(self.seed, self.epoch, self.samples)
-        for indices in np.array_split(order, len(self)):
+        done = self.start[1] if self.epoch == self.start[0] else 0
+        for indices in np.array_split(order, len(self))[done:]:
             yield self.epoch, indices
 
 
@@ -106,6 +117,11 @@ class Batches(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return pixels
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, but the step it interrupts still needs its batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class ImageDataModule(lightning.LightningDataModule):
     """A data set in batches: training (augmented), validation (a fixed part of the training images), test.
 
@@ -118,13 +134,21 @@ class ImageDataModule(lightning.LightningDataModule):
         validation: The part of the training images held out.
         workers: Processes that make batches; 0 makes them in the training process, which is fast enough
             for images in memory.
+        start: (epoch, batch) that training goes on with.
     """
 
     def __init__(
-        self, data: ImageData, batch_size: int, seed: int = 0, validation: float = 0.1, workers: int = 0
+        self,
+        data: ImageData,
+        batch_size: int,
+        seed: int = 0,
+        validation: float = 0.1,
+        workers: int = 0,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self.data, self.batch_size, self.seed, self.workers = data, batch_size, seed, workers
+        self.start = start
         train, held_out = stratified_split(data.train.labels, validation)
         self.train_set, self.validation_set = data.train.take(train), data.train.take(held_out)
         self.mean, self.std = statistics(self.train_set.images)
@@ -132,9 +156,10 @@ class ImageDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
         """Augmented batches, in a new order each epoch."""
         batches = Batches(self.train_set, self.mean, self.std, self.data.augmentation, self.seed)
-        return self._loader(
-            batches, EpochBatches(len(self.train_set), self.batch_size, self.seed, shuffle=True)
+        sampler = EpochBatches(
+            len(self.train_set), self.batch_size, self.seed, shuffle=True, start=self.start
         )
+        return self._loader(batches, sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
         """The held-out images, as they are."""
@@ -158,5 +183,6 @@ class ImageDataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=_leave_signals_to_the_trainer,
             generator=torch.Generator().manual_seed(self.seed & 0x7FFFFFFF),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from pyconv.errors import RunError, UsageError, unknown
+from pyconv.training import files
 
 LAYOUTS = ("nchw", "nhwc")
 OPTIMIZERS = ("sgd", "adamw")
@@ -36,7 +38,9 @@ class TrainConfig:
         validation: The part of the training images held out.
         seed: Of weights, order, augmentation and dropout.
         workers, threads: Processes that make batches; threads of torch's pool, ``None`` for torch's default.
+            A run takes that default down, because torch's sums depend on it.
         device: ``cpu``, ``cuda`` (or ``gpu``), or ``auto``: a CUDA GPU where torch finds one.
+        checkpoint_every: Steps between two checkpoints within an epoch; ``None`` for one at each epoch's end.
     """
 
     data: str = "digits"
@@ -59,6 +63,7 @@ class TrainConfig:
     workers: int = 0
     threads: int | None = None
     device: str = "auto"
+    checkpoint_every: int | None = None
 
     def check(self) -> None:
         """Raise :class:`UsageError` for a value out of range, naming its option."""
@@ -79,6 +84,7 @@ class TrainConfig:
             ("--batch-size", self.batch_size, 1),
             ("--workers", self.workers, 0),
             ("--threads", 1 if self.threads is None else self.threads, 1),
+            ("--checkpoint-every", 1 if self.checkpoint_every is None else self.checkpoint_every, 1),
             ("--seed", self.seed, 0),
         ):
             if number < least:
@@ -106,8 +112,12 @@ class TrainConfig:
         return self.device in ("cuda", "gpu") or (self.device == "auto" and torch.cuda.is_available())
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Write it as JSON.
+
+        Raises:
+            RunError: naming the file, if it cannot be written.
+        """
+        files.write(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
@@ -118,12 +128,17 @@ class TrainConfig:
         """
         try:
             fields: Any = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**fields)
+            config = cls(**fields)
+            for name, kind in typing.get_type_hints(cls).items():
+                value = getattr(config, name)
+                if isinstance(value, bool) or not isinstance(value, kind | int if kind is float else kind):
+                    raise TypeError(f"{name} is {value!r}")
+            return config
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be read ({error.strerror or error}); is this a run folder?"
             ) from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise RunError(f"{path}: not the configuration of a run ({error})") from None
 
 

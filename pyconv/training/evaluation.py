@@ -26,6 +26,9 @@ WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 
+#: What every checkpoint of ours has (pyconv/training/checkpoints.py), besides Lightning's own.
+_HELD = {"state_dict", "history", "epoch_so_far", "config", "card", "global_step"}
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -130,7 +133,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a pickle it is about to refuse
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"state_dict", "history"} <= checkpoint.keys():
+        if not checkpoint.keys() >= _HELD:
             raise RunError(f"{path}: not a checkpoint of a pyconv run")
         return checkpoint
     except (RunError, KeyboardInterrupt):

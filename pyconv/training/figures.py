@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
+from pyconv.training import files
 from pyconv.training.evaluation import Evaluation
 
 
 def _write(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)  # no display, and no global state as pyplot has
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
+    files.write(path, buffer.getbuffer())
 
 
 def curves(path: Path, history: list[dict[str, float]]) -> None:

@@ -15,7 +15,10 @@ from pyconv.errors import TrainingError
 from pyconv.training.config import TrainConfig
 
 #: The columns of ``history.csv``, one row an epoch.
-HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
+HISTORY = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+
+_NOTHING_YET = {"batches": 0, "images": 0, "loss": 0.0, "right": 0.0}
 
 
 class Classifier(lightning.LightningModule):
@@ -31,12 +34,13 @@ class Classifier(lightning.LightningModule):
     def __init__(self, network: nn.Module, config: TrainConfig, classes: int, steps: int) -> None:
         super().__init__()
         self.network, self.config, self.steps = network, config, steps
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         #: One row an epoch; part of the checkpoint, so a resumed run has its whole past.
         self.history: list[dict[str, float]] = []
-        #: Seconds spent training before this process started: 0 unless resumed.
-        self.seconds_before = 0.0
+        #: This epoch's batches so far. Sums of our own, because Lightning's do not survive a resume.
+        self.epoch_so_far: dict[str, Any] = dict(_NOTHING_YET)
+        #: The step of the newest checkpoint, if there is one.
+        self.saved: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[n, classes]`` of images ``[n, c, h, w]``."""
@@ -58,15 +62,39 @@ class Classifier(lightning.LightningModule):
         x, labels = batch
         logits = self(x)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        if not math.isfinite(loss.item()):
+        right = (logits.argmax(1) == labels).sum()
+        value, count = torch.stack([loss.detach().double(), right.double()]).tolist()  # one wait for a GPU
+        if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}); "
+                f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}); "
                 f"{self._stopped()}"
             )
-        self.train_accuracy(logits, labels)
-        self.log("train_loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), prog_bar=True)
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.epoch_so_far["batches"] += 1
+        self.epoch_so_far["images"] += len(labels)
+        self.epoch_so_far["loss"] += value * len(labels)
+        self.epoch_so_far["right"] += count
+        self.log("train_loss_step", value, batch_size=len(labels), prog_bar=True)
         return loss
+
+    def end_epoch(self, epoch: int, rate: float, val_loss: float, val_accuracy: float) -> dict[str, float]:
+        """Add the row of an epoch that is over to the history, and start the sums of the next."""
+        row = {
+            "epoch": epoch,
+            "step": self.global_step,
+            "lr": rate,
+            "train_loss": self.epoch_so_far["loss"] / self.epoch_so_far["images"],
+            "train_accuracy": self.epoch_so_far["right"] / self.epoch_so_far["images"],
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+        self.history.append(row)
+        self.epoch_so_far = dict(_NOTHING_YET)
+        return row
+
+    def on_train_epoch_end(self) -> None:
+        """Log the row; callbacks have made it by now."""
+        for name in ("train_loss", "train_accuracy"):
+            self.log(name, self.history[-1][name])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss and accuracy on held-out images."""
@@ -78,7 +106,15 @@ class Classifier(lightning.LightningModule):
         self.log("val_accuracy", self.val_accuracy, batch_size=len(labels), prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse weights that are not finite before any checkpoint of them can be written."""
+        """Refuse weights that are not finite before they are saved in any form."""
+        self.check_finite()
+
+    def check_finite(self) -> None:
+        """A last step can spoil the weights after its loss was seen; no checkpoint of them may be written.
+
+        Raises:
+            TrainingError: naming the step, if a weight or statistic is not finite.
+        """
         for name, value in self.network.state_dict().items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise TrainingError(
@@ -88,9 +124,9 @@ class Classifier(lightning.LightningModule):
 
     def _stopped(self) -> str:
         kept = (
-            "the checkpoint of the last whole epoch is kept"
-            if self.current_epoch
-            else "there is no checkpoint"
+            "there is no checkpoint"
+            if self.saved is None
+            else f"the checkpoint after step {self.saved} is kept"
         )
         return f"training stopped; {kept}; a lower --lr than {self.config.lr:g} may help"
 
@@ -124,9 +160,10 @@ class Classifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the past with the weights."""
         checkpoint["history"] = self.history
+        checkpoint["epoch_so_far"] = self.epoch_so_far
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
         self.history = [dict(row) for row in checkpoint["history"]]
-        if self.history:
-            self.seconds_before = self.history[-1]["seconds"]
+        self.epoch_so_far = dict(checkpoint["epoch_so_far"])
+        self.saved = checkpoint["global_step"]

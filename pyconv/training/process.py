@@ -8,9 +8,12 @@ import importlib.metadata
 import logging
 import os
 import platform
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +58,43 @@ def settings(threads: int | None) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+class StopRequest:
+    """Ctrl-C and SIGTERM, noted, to be obeyed between two steps. A second one stops at once.
+
+    Used as ``with StopRequest() as stop:``, which puts the old handlers back. It hears only what is not
+    ignored (a job in the background ignores Ctrl-C), and only in the main thread, as Python does.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        #: The signal that came, if one did.
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                if handler is not None:  # not one that Python did not set
+                    signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Note signals from here on."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                if handler is not None and handler is not signal.SIG_IGN:
+                    signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
 def quiet_lightning() -> None:
     """Drop Lightning's notes on what it found; its warnings stay, but for those that do not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -62,11 +102,24 @@ def quiet_lightning() -> None:
     for message in (
         ".*does not have many workers.*",  # batches are made from memory; the report shows what that costs
         ".*number of training batches.*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",  # resuming
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # ours is
         ".*isinstance.*LeafSpec.*",
         ".*The `srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def quiet_tensorboard() -> None:
+    """Let a full disk be told once: TensorBoard's thread prints the error that its next call raises too."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        ours = type(arguments.thread).__module__.startswith("tensorboard")
+        if not (ours and isinstance(arguments.exc_value, OSError)):
+            before(arguments)
+
+    if getattr(before, "__qualname__", "") != hook.__qualname__:
+        threading.excepthook = hook
 
 
 def versions() -> dict[str, str]:

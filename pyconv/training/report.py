@@ -73,8 +73,8 @@ def write(
         f"# {config.model} on {data.name}",
         "",
         f"**Test accuracy {100 * evaluation.accuracy:.2f} %** ({right} of {evaluation.images} images), "
-        f"with the last epoch's weights; {config.epochs} epochs in {outcome.seconds:.0f} s with the kernels "
-        f"of `{config.kernels}`. Test images took no part in training or in choosing anything.",
+        f"with the last epoch's weights, after {config.epochs} epochs with the kernels of "
+        f"`{config.kernels}`. Test images took no part in training or in choosing anything.",
         "",
         "## Data and model",
         "",

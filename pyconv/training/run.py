@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import dataclasses
 import datetime
-import io
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
@@ -23,22 +22,16 @@ from pyconv.data import ImageData, load
 from pyconv.data.module import ImageDataModule
 from pyconv.errors import Interrupted, RunError
 from pyconv.models import build
-from pyconv.training import figures, process, report, weights
+from pyconv.training import figures, files, memory, process, report
+from pyconv.training.checkpoints import LAST, Checkpoints, SyncedIO, check_fits, position, read_last
 from pyconv.training.config import TrainConfig
-from pyconv.training.evaluation import (
-    CHECKPOINTS,
-    CONFIG,
-    WEIGHTS,
-    Evaluation,
-    card_for,
-    evaluate_network,
-    read_checkpoint,
-)
+from pyconv.training.evaluation import CHECKPOINTS, CONFIG, Evaluation, card_for, evaluate_network
+from pyconv.training.log import Log
 from pyconv.training.measure import measure
-from pyconv.training.module import HISTORY, Classifier
+from pyconv.training.module import Classifier
 from pyconv.training.weights import Card
 
-LAST = f"{CHECKPOINTS}/last.ckpt"
+REPORT = "report.md"
 
 
 @dataclass(frozen=True)
@@ -50,88 +43,6 @@ class Run:
     seconds: float
 
 
-class _Log(Callback):
-    """After each epoch: a row of history, the weights, a line of progress. Times what is between steps."""
-
-    def __init__(self, folder: Path, card: Card, say: Callable[[str], None] | None) -> None:
-        self.folder, self.card, self.say = folder, card, say
-        self.started = self.epoch_started = self.left = 0.0
-        self.inside = self.between = 0.0
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.epoch_started = self.left = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
-    ) -> None:
-        now = time.perf_counter()
-        self.between += now - self.left
-        self.left = now
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
-    ) -> None:
-        now = time.perf_counter()
-        self.inside += now - self.left
-        self.left = now
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        now = time.perf_counter()
-        found = trainer.callback_metrics
-        row = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "train_loss": float(found["train_loss_epoch"]),
-            "train_accuracy": float(found["train_accuracy"]),
-            "val_loss": float(found["val_loss"]),
-            "val_accuracy": float(found["val_accuracy"]),
-            "seconds": pl_module.seconds_before + now - self.started,
-        }
-        pl_module.history.append(row)
-        write_history(self.folder / "history.csv", pl_module.history)
-        weights.save(self.folder / WEIGHTS, pl_module.network, self.card)
-        if self.say:
-            self.say(
-                f"epoch {trainer.current_epoch + 1}/{pl_module.config.epochs}: loss {row['train_loss']:.4f}, "
-                f"training accuracy {100 * row['train_accuracy']:.2f} %, validation accuracy "
-                f"{100 * row['val_accuracy']:.2f} %, {now - self.epoch_started:.1f} s"
-            )
-
-
-class _Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints, in a run folder that may be moved between two sessions."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
-            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
-
-        names = ("best_model_path", "kth_best_model_path", "last_model_path")
-        super().load_state_dict(
-            {
-                **state_dict,
-                "dirpath": self.dirpath,
-                **{name: here(state_dict[name]) for name in names},
-                "best_k_models": {here(path): score for path, score in state_dict["best_k_models"].items()},
-            }
-        )
-
-
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Write ``history.csv`` under a temporary name, then rename it."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY)
-    writer.writeheader()
-    writer.writerows(history)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
-
-
 def default_folder(config: TrainConfig) -> Path:
     """``runs/<data>-<model>-<timestamp>``."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -140,9 +51,14 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 def _check_free(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists():
+    """A folder with nothing but what a killed process left has nothing in it."""
+    try:
+        if folder.is_dir() and all(map(files.is_leftover, folder.iterdir())):
+            return
+        taken = folder.exists()
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    if taken:
         raise RunError(
             f"{folder}: exists already; nothing was changed. Choose another --out, or --resume {folder}"
         )
@@ -165,25 +81,49 @@ def fit(
     Raises:
         UsageError, DataError: before anything is written.
         RunError: if the folder exists or cannot be written.
-        TrainingError: if a loss is not finite; the folder then holds the epochs before.
+        TrainingError: if a loss is not finite, or memory runs out; the folder holds what was saved before.
         Interrupted: on Ctrl-C, likewise.
     """
     config.check()
+    if config.threads is None:
+        config = dataclasses.replace(config, threads=torch.get_num_threads())
     folder = out or default_folder(config)
     _check_free(folder)
-    data = load(config.data, Path(config.data_dir), config.image_size, say)
-    return _run(config, data, folder, None, say, stop_after)
+    data = _load(config, say)
+    is_ours = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.cannot_write(folder, error) from None
+    try:
+        with files.locked(folder):
+            _check_free(folder)
+            files.remove_leftovers(folder)
+            return _run(config, data, folder, None, say, stop_after)
+    except BaseException:
+        if is_ours:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which fails, as it should, once there is something in it
+        raise
 
 
 def resume(
-    folder: Path, epochs: int | None = None, say: Callable[[str], None] = print, stop_after: int | None = None
+    folder: Path,
+    epochs: int | None = None,
+    say: Callable[[str], None] = print,
+    stop_after: int | None = None,
+    checkpoint_every: int | None = None,
 ) -> Run:
-    """Go on with an interrupted run, from its last epoch, in the same folder.
+    """Go on with an interrupted run, from its last checkpoint, in the same folder.
+
+    However often a run was interrupted, and by whatever, it ends with the same weights, history and report,
+    to the bit (but for times), as one that never was; on the same machine.
 
     Args:
         folder: The run folder.
         epochs: A new total; the schedule is laid over it from where the run is.
         say, stop_after: As :func:`fit`.
+        checkpoint_every: A new distance between checkpoints.
 
     Raises:
         RunError: naming the file, if the folder holds no run, or the run is finished.
@@ -191,66 +131,89 @@ def resume(
     """
     if not folder.is_dir():
         raise RunError(f"--resume: {folder} is no run folder")
-    config = TrainConfig.load(folder / CONFIG)
-    if epochs is not None:
-        config = TrainConfig(**{**config.__dict__, "epochs": epochs})
-    config.check()
-    checkpoint = folder / LAST
-    if not checkpoint.is_file():
-        raise RunError(f"{checkpoint}: no such file: the run ended before its first epoch did; start it anew")
-    done = len(read_checkpoint(checkpoint)["history"])
-    # One that was interrupted after its last epoch still gets its figures and report.
-    if done >= config.epochs and (folder / "report.md").exists():
-        raise RunError(f"--resume: {folder} has all of its {done} epochs; a larger --epochs goes on")
-    data = load(config.data, Path(config.data_dir), config.image_size, say)
-    say(f"resuming {folder} after epoch {done} of {config.epochs}")
-    return _run(config, data, folder, checkpoint, say, stop_after)
+    with files.locked(folder):
+        config = TrainConfig.load(folder / CONFIG)
+        changes = {"epochs": epochs, "checkpoint_every": checkpoint_every}
+        config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+        config.check()
+        checkpoint = read_last(folder, config)
+        done, batches = position(checkpoint) if checkpoint else (0, 0)
+        # One that was interrupted after its last epoch still gets its figures and report.
+        if done >= config.epochs and (folder / REPORT).exists():
+            raise RunError(f"--resume: {folder} has all of its {done} epochs; a larger --epochs goes on")
+        data = _load(config, say)
+        files.remove_leftovers(folder, folder / CHECKPOINTS)
+        within = f" and {batches} steps" if batches else ""
+        say(
+            f"resuming {folder} after epoch {done} of {config.epochs}{within}"
+            if checkpoint
+            else f"resuming {folder} from the beginning: it was interrupted before its first checkpoint"
+        )
+        return _run(config, data, folder, checkpoint, say, stop_after)
+
+
+def _load(config: TrainConfig, say: Callable[[str], None]) -> ImageData:
+    with memory.told(
+        lambda: f"reading {config.data}", "images are held in memory: a smaller --image-size needs less"
+    ):
+        return load(config.data, Path(config.data_dir), config.image_size, say)
 
 
 def _run(
     config: TrainConfig,
     data: ImageData,
     folder: Path,
-    checkpoint: Path | None,
+    checkpoint: dict[str, Any] | None,
     say: Callable[[str], None],
     stop_after: int | None,
 ) -> Run:
     process.quiet_lightning()
-    with process.settings(config.threads):
+    process.quiet_tensorboard()
+    doing = f"preparing to train {config.model}"
+    h, w = data.image_size
+
+    def task() -> str:
+        return f"{doing} with batches of {config.batch_size} images of {data.channels}x{h}x{w}"
+
+    advice = "a lower --batch-size or a smaller model needs less"
+    with process.settings(config.threads), memory.told(task, advice):
         torch.manual_seed(config.seed)
         network = build(config.model, data.channels, data.image_size, len(data.classes), config.kernels)
         if config.layout == "nhwc":
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        module_data = ImageDataModule(data, config.batch_size, config.seed, config.validation, config.workers)
+        start = position(checkpoint) if checkpoint else (0, 0)
+        module_data = ImageDataModule(
+            data, config.batch_size, config.seed, config.validation, config.workers, start
+        )
         steps = config.epochs * len(module_data.train_dataloader())
         card = card_for(
             config, data.source, in_channels=data.channels, image_size=data.image_size, classes=data.classes,
             mean=module_data.mean, std=module_data.std, resized=data.resized,
         )  # fmt: skip
-        try:
-            if checkpoint is None:
-                folder.mkdir(parents=True, exist_ok=True)
-            config.save(folder / CONFIG)
-        except OSError as error:
-            raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        module = Classifier(network, config, len(data.classes), steps)
+        if checkpoint:
+            check_fits(folder / LAST, checkpoint, module, card)
+        config.save(folder / CONFIG)
         say(
             f"training {config.model} on {data.name} with the kernels of {config.kernels}: "
             f"{len(module_data.train_set)} images, {config.epochs} epochs, {steps} steps; run folder {folder}"
         )
-        module = Classifier(network, config, len(data.classes), steps)
-        log = _train(config, module, module_data, folder, card, checkpoint, say, stop_after)
+        doing = f"training {config.model}"
+        log = _train(config, module, module_data, folder, card, checkpoint is not None, say, stop_after)
         done = len(module.history)
         outcome = report.Outcome(
-            seconds=module.history[-1]["seconds"],
+            seconds=log.seconds,
             steps=int(module.history[-1]["step"]),
             between=log.between / max(log.between + log.inside, 1e-9),
             history=module.history,
         )
         network = network.cpu().eval()
+        doing = f"evaluating {config.model}"
         evaluation = evaluate_network(network, module_data.test_dataloader(), data.classes, config.layout)
         if done == config.epochs:
+            doing = f"measuring {config.model} for the report"
             _finish(config, data, module_data, network, outcome, evaluation, folder)
-            say(f"test accuracy {100 * evaluation.accuracy:.2f} %; report in {folder / 'report.md'}")
+            say(f"test accuracy {100 * evaluation.accuracy:.2f} %; report in {folder / REPORT}")
     return Run(folder, evaluation, outcome.seconds)
 
 
@@ -260,50 +223,50 @@ def _train(
     module_data: ImageDataModule,
     folder: Path,
     card: Card,
-    checkpoint: Path | None,
+    resuming: bool,
     say: Callable[[str], None],
     stop_after: int | None,
-) -> _Log:
+) -> Log:
     bar = sys.stdout.isatty()
-    log = _Log(folder, card, None if bar else say)
-    keep = _Checkpoints(
-        dirpath=folder / CHECKPOINTS,
-        filename="best",
-        monitor="val_accuracy",
-        mode="max",
-        save_last=True,
-        # At the end of the training epoch, after its row of history is made.
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    trainer = lightning.Trainer(
-        accelerator="gpu" if config.on_gpu else "cpu",
-        devices=1,
-        max_epochs=config.epochs if stop_after is None else min(config.epochs, stop_after),
-        # A logger folder of its own for each session of a resumed run; history.csv holds the whole.
-        logger=[
-            CSVLogger(folder / "logs", name="csv"),
-            TensorBoardLogger(folder / "logs", name="tensorboard"),
-        ],
-        callbacks=[log, keep, *([RichProgressBar(leave=True)] if bar else [])],
-        enable_progress_bar=bar,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=20,
-        # On a GPU some of torch's own operators have no deterministic form; they warn.
-        deterministic="warn" if config.on_gpu else True,
-        default_root_dir=folder,
-    )
-    try:
-        trainer.fit(module, module_data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        done = len(module.history)
-        way = (
-            f"`pyconv train --resume {folder}` goes on after epoch {done}"
-            if done
-            else f"no epoch was whole, so there is nothing to resume in {folder}"
+    log = Log(folder, card, None if bar else say)
+    with process.StopRequest() as stop:
+        checkpoints = Checkpoints(folder, config.checkpoint_every, card, stop)
+        trainer = lightning.Trainer(
+            accelerator="gpu" if config.on_gpu else "cpu",
+            devices=1,
+            max_epochs=config.epochs if stop_after is None else min(config.epochs, stop_after),
+            # A logger folder of its own for each session of a resumed run; history.csv holds the whole.
+            logger=[
+                CSVLogger(folder / "logs", name="csv"),
+                TensorBoardLogger(folder / "logs", name="tensorboard"),
+            ],
+            # In this order: the row of an epoch is made before the epoch is saved.
+            callbacks=[log, checkpoints, *([RichProgressBar(leave=True)] if bar else [])],
+            plugins=[SyncedIO()],
+            enable_checkpointing=False,  # Lightning's own
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=20,
+            # On a GPU some of torch's own operators have no deterministic form; they warn.
+            deterministic="warn" if config.on_gpu else True,
+            default_root_dir=folder,
         )
-        raise Interrupted(f"interrupted in step {trainer.global_step}; {way}") from None
+        try:
+            last = folder / LAST if resuming else None
+            trainer.fit(module, module_data, ckpt_path=last, weights_only=True if resuming else None)
+        except SystemExit:  # how Lightning ends after a second Ctrl-C
+            kept = (
+                "from the beginning" if module.saved is None else f"after step {module.saved}, the last saved"
+            )
+            raise Interrupted(
+                f"interrupted in step {trainer.global_step}, unsaved; "
+                f"`pyconv train --resume {folder}` goes on {kept}"
+            ) from None
+        except OSError as error:
+            if memory.wanted(error):
+                raise
+            raise files.cannot_write(folder, error) from None
     return log
 
 
@@ -319,6 +282,7 @@ def _finish(
     figures.curves(folder / "curves.png", outcome.history)
     figures.confusion(folder / "confusion.png", evaluation)
     figures.filters(folder / "filters.png", network)
+    module_data.start = (0, 0)  # the same batches whether the run was resumed or not
     loader = iter(module_data.train_dataloader())
     batches = [batch for batch, _ in zip(loader, range(4), strict=False)]
     example = batches[0][0]
@@ -335,4 +299,4 @@ def _finish(
         # With --kernels aten a machine without our native library can train; it cannot compare.
         measurement, rows = f"pyconv's kernels are not available here ({error})", []
     text = report.write(config, data, network, outcome, evaluation, measurement, rows)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    files.write(folder / REPORT, text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from pyconv.errors import PyconvError, RunError
 from pyconv.models import build
+from pyconv.training import files
+from pyconv.training.config import LAYOUTS
 
 #: The one metadata entry; safetensors maps strings to strings.
 _KEY = "pyconv"
@@ -44,20 +45,30 @@ class Card:
     source: str
     resized: bool
 
+    def is_sound(self) -> bool:
+        """Whether each field is of its kind: a file may say anything."""
+        words = (self.model, self.kernels, self.layout, self.data, self.source, *self.classes)
+        sizes = (self.in_channels, *self.image_size)
+        numbers = (*self.mean, *self.std)
+        return (
+            all(isinstance(word, str) for word in words)
+            and all(type(size) is int and size > 0 for size in sizes)
+            and all(type(number) in (int, float) for number in numbers)
+            and len(self.image_size) == 2
+            and len(self.mean) == len(self.std) == self.in_channels
+            and self.layout in LAYOUTS
+            and isinstance(self.resized, bool)
+        )
+
 
 def save(path: Path, network: nn.Module, card: Card) -> None:
-    """Write weights and card: to a temporary name, synced, then renamed over ``path``."""
+    """Write weights and card.
+
+    Raises:
+        RunError: naming the file, if it cannot be written.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    data = safetensors.torch.save(tensors, {_KEY: json.dumps(dataclasses.asdict(card))})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write(path, safetensors.torch.save(tensors, {_KEY: json.dumps(dataclasses.asdict(card))}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], Card]:
@@ -73,7 +84,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], Card]:
         fields = json.loads(metadata[_KEY])
         for name in ("image_size", "classes", "mean", "std"):
             fields[name] = tuple(fields[name])
-        return tensors, Card(**fields)
+        card = Card(**fields)
+        if not card.is_sound():
+            raise ValueError
+        return tensors, card
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; has this run finished an epoch?") from None
     except OSError as error:
@@ -91,10 +105,15 @@ def network(path: Path, tensors: dict[str, Tensor], card: Card, kernels: str | N
         RunError: naming the file, if the weights are not that model's.
     """
     try:
-        model = build(
-            card.model, card.in_channels, card.image_size, len(card.classes), kernels or card.kernels
-        )
-        model.load_state_dict(tensors)
+        # Without memory for weights of its own, which a card could ask any amount of.
+        with torch.device("meta"):
+            model = build(
+                card.model, card.in_channels, card.image_size, len(card.classes), kernels or card.kernels
+            )
+        for name, value in model.state_dict().items():
+            if name in tensors and tensors[name].dtype != value.dtype:
+                raise RuntimeError(f"{name} is {tensors[name].dtype}, the model's is {value.dtype}")
+        model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise RunError(
             f"{path}: not the weights of {card.model} ({str(error).splitlines()[-1].strip()})"
