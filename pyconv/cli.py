@@ -150,11 +150,15 @@ def explain(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Which kernel runs each pass of a problem, and why each of the others does not."""
-    from pyconv.errors import UsageError
+    from pyconv.errors import UsageError, unknown
     from pyconv.selection import explain as explain_selection
 
+    if device not in ("cpu", "cuda"):
+        raise unknown("--device", device, ("cpu", "cuda"))
     try:
         explanation = explain_selection(problem, device)
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"PROBLEM: {error}") from None
     _say(str(explanation))
@@ -180,6 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PyconvError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except Exception as error:
         # Typer's own usage errors: wrong options and values.
         if not hasattr(error, "format_message"):

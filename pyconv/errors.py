@@ -18,6 +18,10 @@ class UsageError(PyconvError):
     exit_status = 2
 
 
+class UnknownKernel(UsageError, ValueError):
+    """A name that no line of the table of kernels has; a ``ValueError`` too, for callers of the library."""
+
+
 class DataError(PyconvError):
     """A data file or image that is missing, truncated, corrupt or does not fit the others."""
 

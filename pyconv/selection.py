@@ -8,6 +8,7 @@ supports the problem, or where it is asked for.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ import torch
 from pyconv import backends, switches
 from pyconv.backends import cuda
 from pyconv.backends.emulator import Emulator
+from pyconv.errors import UnknownKernel
 from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem, parse_problem
 from pyconv.registry import BACKENDS, PASSES, Kernel, kernels
 
@@ -66,14 +68,26 @@ def use(*names: str) -> Iterator[None]:
 def _check_names(where: str, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in BACKENDS and not any(_matches(kernel, name) for kernel in kernels()):
-            raise ValueError(
-                f"{where}: {name!r} is no algorithm, backend, name or id of the kernel table; "
-                "see `pyconv kernels`"
+            known = {*BACKENDS, *(word for kernel in kernels() for word in _names(kernel))}
+            nearest = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+            raise UnknownKernel(
+                f"{where}: {name!r} is no algorithm, backend, name or id of the kernel table{hint} "
+                "(`pyconv kernels` lists them)"
             )
 
 
+def check_environment() -> None:
+    """Raise :class:`pyconv.errors.UnknownKernel` if ``PYCONV_KERNELS`` names no kernel."""
+    _check_names("PYCONV_KERNELS", _environment)
+
+
+def _names(kernel: Kernel) -> tuple[str, ...]:
+    return kernel.algorithm, kernel.backend, kernel.name, kernel.id
+
+
 def _matches(kernel: Kernel, name: str) -> bool:
-    return name in (kernel.algorithm, kernel.backend, kernel.name, kernel.id)
+    return name in _names(kernel)
 
 
 # ---- What is in force -------------------------------------------------------------------------------------
@@ -176,7 +190,7 @@ def choices(
     lines = kernels(operation, pass_)
     in_force = in_force or settings(problem, device_type)
     if in_force.names == _environment:
-        _check_names("PYCONV_KERNELS", _environment)
+        check_environment()
     why_not = {kernel.id: _why_not(kernel, problem, device_type, in_force) for kernel in lines}
     able = [kernel for kernel in lines if why_not[kernel.id] is None]
     chosen, reason = _choose(problem, pass_, device_type, able, in_force)

@@ -79,6 +79,24 @@ def test_train_on_files_of_fashion_mnists_format(tmp_path, capsys) -> None:
         (["train", "--out", "{tmp}"], 1, "{tmp}: exists already"),
         (["train", "--resume", "{tmp}/none"], 1, "--resume: {tmp}/none is no run folder"),
         (["train", "--resume", "{tmp}", "--lr", "1"], 2, "--lr: not with --resume"),
+        (["train", "--resume", "{tmp}", "--checkpoint-every", "0"], 1, "{tmp}/config.json: cannot be read"),
+        (["train", "--checkpoint-every", "0"], 2, "--checkpoint-every: 0 given; 1 or more is needed"),
+        (
+            ["train", "--out", "{tmp}/something/run"],
+            1,
+            "{tmp}/something/run: cannot be written (Not a directory)",
+        ),
+        (["evaluate", "{run}", "--kernels", "atn"], 2, "--kernels: unknown name 'atn'; did you mean aten?"),
+        (["evaluate", "{tmp}/something"], 1, "{tmp}/something: a file; a run folder is needed"),
+        (["kernels", "conv3d"], 2, "OPERATION: unknown name 'conv3d'; did you mean conv2d?"),
+        (["explain", "conv2d n8"], 2, "PROBLEM: problem 'conv2d n8': no c, h, k, r, s, w"),
+        (
+            ["explain", "conv2d n1c1h5w5 k1r3s3 f32 nchw", "--device", "tpu"],
+            2,
+            "--device: unknown name 'tpu'",
+        ),
+        (["predict", "{run}", "{run}/curves.png"], 1, "{run}/curves.png: 480x1200 pixels, but the model was"),
+        (["predict", "{run}", "{run}"], 1, "{run}: not a readable image (Is a directory)"),
         (["evaluate", "{tmp}/none"], 1, "{tmp}/none: no run folder"),
         (["evaluate", "{tmp}"], 1, "{tmp}/weights.safetensors: no such file"),
         (["evaluate"], 2, "RUN"),
@@ -107,6 +125,22 @@ def test_a_wild_learning_rate_is_one_line(tmp_path, capsys) -> None:
     assert "error: the loss is" in error
     assert "at step" in error
     assert "Traceback" not in error
+
+
+def test_kernels_that_cannot_run_are_refused_and_not_replaced(trained, tmp_path, monkeypatch, capsys) -> None:
+    """Torch's own kernels under our name would make every figure of the report a false one."""
+    command = [sys.executable, "-m", "pyconv", "train", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYCONV_ISA": "avx1024"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert result.stderr.startswith("error: --kernels: pyconv's cannot run here (")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("pyconv.backends.unavailable", lambda backend, device: "not built")
+    for arguments in (["train", "--resume", str(trained)], ["evaluate", str(trained)]):
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err == (
+            "error: --kernels: pyconv's cannot run here (not built); aten takes torch's own\n"
+        )
 
 
 def test_as_a_program() -> None:

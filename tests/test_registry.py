@@ -403,6 +403,18 @@ def test_an_unknown_name_in_the_environment_is_refused() -> None:
     )
     assert out.returncode != 0
     assert "winogard" in out.stderr
+    out = subprocess.run(
+        [sys.executable, "-m", "pyconv", "explain", "conv2d n1c1h5w5 k1r3s3 f32 nchw"],
+        env={**_environ(), "PYCONV_KERNELS": "im2col_gem"},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 2
+    assert out.stderr.startswith(
+        "error: PYCONV_KERNELS: 'im2col_gem' is no algorithm, backend, name or id of the kernel table; "
+        "did you mean im2col_gemm"
+    )
+    assert out.stderr.count("\n") == 1
 
 
 # ---- What a line states ----

@@ -29,6 +29,27 @@ def folder() -> Path:
     return Path(os.environ.get("PYCONV_CACHE") or "~/.cache/pyconv").expanduser() / "cubin"
 
 
+def refusal(folder: Path) -> str | None:
+    """Why code must not be taken from this folder, or ``None``: nobody else may have put it there.
+
+    Raises:
+        OSError: if the folder is not there.
+    """
+    me = os.getuid()
+    # Who can write the folder above can put another in this one's place: its owner, and everybody unless it
+    # is sticky, as /tmp is.
+    for place, owners, sticky, words in (
+        (folder, (me,), 0, ""),
+        (folder.parent, (me, 0), stat.S_ISVTX, f"is in {folder.parent}, which "),
+    ):
+        status = place.stat()
+        if status.st_uid not in owners:
+            return f"{words}belongs to user {status.st_uid}"
+        if status.st_mode & stat.S_IWOTH and not status.st_mode & sticky:
+            return f"{words}can be written by everybody"
+    return None
+
+
 class Cache:
     """Blobs by key, in memory and on disk."""
 
@@ -77,7 +98,10 @@ class Cache:
         if not self._usable():
             return None
         try:
-            content = (self.folder / key).read_bytes()
+            with (self.folder / key).open("rb") as file:
+                if os.fstat(file.fileno()).st_uid != os.getuid():
+                    return None
+                content = file.read()
         except OSError:
             return None
         head, _, blob = content.partition(b"\n")
@@ -105,12 +129,8 @@ class Cache:
             self._on_disk = True
             try:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                status = self.folder.stat()
-                # The blobs are code, so nobody else may have put them there.
-                if status.st_uid != os.getuid():
-                    self._give_up(f"belongs to user {status.st_uid}")
-                elif status.st_mode & stat.S_IWOTH:
-                    self._give_up("can be written by everybody")
+                if why := refusal(self.folder):
+                    self._give_up(why)
                 elif not os.access(self.folder, os.W_OK | os.X_OK):
                     self._give_up("cannot be written")
             except OSError as error:

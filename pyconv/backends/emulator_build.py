@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from pyconv.backends.cache import refusal
 from pyconv.backends.emulator_findings import MAPPED, EmulatorError
 from pyconv.backends.sources import KERNELS, digest
 
@@ -161,9 +162,18 @@ def _library(
     made_of = [version, *command, text, *digests, *(Path(library).name for library in libraries)]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
     library = cache_folder() / f"{name}-{key}.so"
+    try:
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What is in a checkout is trusted as the checkout is.
+        why = None if library.is_relative_to(KERNELS.parent) else refusal(library.parent)
+    except OSError as error:
+        why = f"cannot be made ({error.strerror or error})"
+    if why:
+        raise EmulatorError(
+            f"the folder for what the emulator compiles, {library.parent}, {why}; PYCONV_CACHE names another"
+        )
     if _is_whole(library):
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
     with _lock(library.with_suffix(".lock")):
         if not _is_whole(library):  # another process may have made it by now
             main = library.with_suffix(".cpp")

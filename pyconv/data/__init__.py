@@ -41,6 +41,13 @@ def load(
         UsageError: for an unknown name, or an image size where the data set has its own.
         DataError: if a file is missing, truncated, corrupt or does not fit the others; it names the file.
     """
+    try:
+        return _load(name, data_dir, image_size, say)
+    except OSError as error:  # a folder that may not be looked into
+        raise DataError(f"{error.filename or name}: cannot be read ({error.strerror or error})") from None
+
+
+def _load(name: str, data_dir: Path, image_size: int | None, say: Callable[[str], None]) -> ImageData:
     if name in NAMES and image_size is not None:
         raise UsageError(f"--image-size: {name} has images of one size; only class folders are resized")
     if name == "digits":

@@ -17,8 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from pyconv.data import ImageSet, load
 from pyconv.data.module import Batches, EpochBatches
-from pyconv.errors import RunError, UsageError
-from pyconv.training import weights
+from pyconv.errors import RunError, UsageError, unknown
+from pyconv.models import KERNELS
+from pyconv.training import memory, weights
 from pyconv.training.config import TrainConfig
 from pyconv.training.weights import Card
 
@@ -97,11 +98,34 @@ def card_of(run: Path) -> tuple[dict[str, Tensor], Card]:
     Raises:
         RunError: naming the file, if the folder is none or holds no whole weights.
     """
-    if not run.is_dir():
-        raise RunError(
-            f"{run}: no run folder" if not run.exists() else f"{run}: a file; a run folder is needed"
-        )
+    try:
+        if not run.is_dir():
+            raise RunError(
+                f"{run}: a file; a run folder is needed" if run.exists() else f"{run}: no run folder"
+            )
+    except OSError as error:
+        raise RunError(f"{run}: cannot be read ({error.strerror or error})") from None
     return weights.load(run / WEIGHTS)
+
+
+def check_kernels(kernels: str, backend: str) -> None:
+    """Refuse our kernels where none of them can run: each layer would be torch's own, under our name.
+
+    Args:
+        kernels: ``pyconv`` or ``aten``.
+        backend: ``cpu`` or ``cuda``, where the network will run.
+
+    Raises:
+        UsageError: if they cannot run here, or ``PYCONV_KERNELS`` names none of them.
+    """
+    if kernels != "pyconv":
+        return
+    from pyconv import backends, selection
+
+    selection.check_environment()
+    reason = backends.unavailable(backend, backend)
+    if reason is not None and not selection.forced():
+        raise UsageError(f"--kernels: pyconv's cannot run here ({reason}); aten takes torch's own")
 
 
 def network_of(run: Path, kernels: str | None = None, best: bool = False) -> tuple[nn.Module, Card]:
@@ -115,7 +139,10 @@ def network_of(run: Path, kernels: str | None = None, best: bool = False) -> tup
     Raises:
         RunError: naming the file, if something is missing or does not fit.
     """
+    if kernels is not None and kernels not in KERNELS:
+        raise unknown("--kernels", kernels, KERNELS)
     tensors, card = card_of(run)
+    check_kernels(kernels or card.kernels, "cpu")
     path = run / WEIGHTS
     if best:
         path = run / CHECKPOINTS / "best.ckpt"
@@ -182,8 +209,9 @@ def evaluate(
             + ("" if len(data.classes) != len(card.classes) else " or other names")
         )
     keys = EpochBatches(len(data.test), 500, 0, shuffle=False)
-    batches = Batches(data.test, card.mean, card.std)
-    return evaluate_network(network, (batches[key] for key in keys), card.classes, card.layout)
+    with memory.told(lambda: f"evaluating {card.model}", "it looks at 500 images at a time"):
+        batches = Batches(data.test, card.mean, card.std)
+        return evaluate_network(network, (batches[key] for key in keys), card.classes, card.layout)
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -205,12 +233,17 @@ def predict(
     Raises:
         RunError, DataError: naming the file, if something is missing, broken or does not fit.
     """
-    from pyconv.data.folder import decode
-
     if not images:
         raise UsageError("IMAGE: none given")
     network, card = network_of(run, kernels, best)
     fit = resize or card.resized
+    with memory.told(lambda: f"reading {len(images)} images", "fewer at a time need less"):
+        return _predict(network, card, images, fit)
+
+
+def _predict(network: nn.Module, card: Card, images: list[Path], fit: bool) -> list[Prediction]:
+    from pyconv.data.folder import decode
+
     pixels = np.stack([decode(path, card.in_channels, card.image_size, fit) for path in images])
     batches = Batches(ImageSet(pixels, np.zeros(len(pixels), np.int64)), card.mean, card.std)
     answers: list[Prediction] = []

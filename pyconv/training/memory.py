@@ -13,7 +13,9 @@ from pyconv.errors import TrainingError
 
 #: How torch's and numpy's allocators, and the C++ library, say it. The size is theirs, where they give one.
 _SAYINGS = (
-    re.compile(r"tried to allocate (?P<size>[\d.]+ ?(?:bytes|[KMGT]iB))", re.IGNORECASE),
+    re.compile(
+        r"tried to allocate (?P<size>[\d.]+ ?(?:bytes|[KMGT]iB))(?: for (?P<purpose>[^\[;]+))?", re.IGNORECASE
+    ),
     re.compile(r"Unable to allocate (?P<size>[\d.]+ ?(?:bytes|[KMGT]iB))"),
     re.compile(
         r"std::bad_alloc|out of memory|Cannot allocate memory|not enough memory|can't start new thread"
@@ -23,7 +25,7 @@ _SAYINGS = (
 
 
 def wanted(error: BaseException) -> str | None:
-    """How much an allocation that failed was for, in words; ``None`` for an error of another kind."""
+    """How much was wanted and for what, in words, where it is known; ``None`` for another kind of error."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM
     )
@@ -31,8 +33,11 @@ def wanted(error: BaseException) -> str | None:
         return None
     for saying in _SAYINGS:
         if found := saying.search(str(error)):
-            size = found.groupdict().get("size")
-            return _readable(size) if size else "an unknown amount"
+            named = found.groupdict()
+            if not named.get("size"):
+                return "an unknown amount"
+            purpose = f" for {named['purpose'].strip()}" if named.get("purpose") else ""
+            return _readable(named["size"]) + purpose
     return "an unknown amount" if known else None
 
 
@@ -61,4 +66,4 @@ def told(doing: Callable[[], str], advice: str) -> Iterator[None]:
         size = wanted(error)
         if size is None:
             raise
-        raise TrainingError(f"out of memory while {doing()} ({size} more was needed); {advice}") from None
+        raise TrainingError(f"out of memory while {doing()} ({size} could not be had); {advice}") from None

@@ -25,7 +25,14 @@ from pyconv.models import build
 from pyconv.training import figures, files, memory, process, report
 from pyconv.training.checkpoints import LAST, Checkpoints, SyncedIO, check_fits, position, read_last
 from pyconv.training.config import TrainConfig
-from pyconv.training.evaluation import CHECKPOINTS, CONFIG, Evaluation, card_for, evaluate_network
+from pyconv.training.evaluation import (
+    CHECKPOINTS,
+    CONFIG,
+    Evaluation,
+    card_for,
+    check_kernels,
+    evaluate_network,
+)
 from pyconv.training.log import Log
 from pyconv.training.measure import measure
 from pyconv.training.module import Classifier
@@ -87,6 +94,7 @@ def fit(
     config.check()
     if config.threads is None:
         config = dataclasses.replace(config, threads=torch.get_num_threads())
+    check_kernels(config.kernels, "cuda" if config.on_gpu else "cpu")
     folder = out or default_folder(config)
     _check_free(folder)
     data = _load(config, say)
@@ -129,13 +137,18 @@ def resume(
         RunError: naming the file, if the folder holds no run, or the run is finished.
         TrainingError, Interrupted: as :func:`fit`.
     """
-    if not folder.is_dir():
+    try:
+        is_run = folder.is_dir()
+    except OSError as error:
+        raise RunError(f"--resume: {folder}: cannot be read ({error.strerror or error})") from None
+    if not is_run:
         raise RunError(f"--resume: {folder} is no run folder")
     with files.locked(folder):
         config = TrainConfig.load(folder / CONFIG)
         changes = {"epochs": epochs, "checkpoint_every": checkpoint_every}
         config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
         config.check()
+        check_kernels(config.kernels, "cuda" if config.on_gpu else "cpu")
         checkpoint = read_last(folder, config)
         done, batches = position(checkpoint) if checkpoint else (0, 0)
         # One that was interrupted after its last epoch still gets its figures and report.

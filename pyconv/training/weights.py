@@ -78,6 +78,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], Card]:
         RunError: naming the file, if it is missing, truncated, of another format, or has no card.
     """
     try:
+        path.open("rb").close()  # safetensors says of any file that it may not read that there is none
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
