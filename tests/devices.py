@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pyconv import backends
+from pyconv.backends import numba_cpu
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
@@ -57,13 +58,15 @@ class Cpu(Device):
 
     @contextlib.contextmanager
     def running(self, way: str | None = None) -> Iterator[None]:
-        before = torch.get_num_threads()
+        before, work = torch.get_num_threads(), numba_cpu.WORK_OF_A_THREAD
         if way:
             torch.set_num_threads(int(way.split()[0]))
+            numba_cpu.WORK_OF_A_THREAD = 1  # however small the problem
         try:
             yield
         finally:
             torch.set_num_threads(before)
+            numba_cpu.WORK_OF_A_THREAD = work
 
 
 @dataclass

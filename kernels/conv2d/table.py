@@ -35,6 +35,19 @@ def _cpu(pass_: str, algorithm: str, source: str, **claims: object) -> Kernel:
     )
 
 
+def _numba_cpu(pass_: str, source: str, batch_invariant: bool = False) -> Kernel:
+    return Kernel(
+        "conv2d",
+        pass_,
+        "direct",
+        "numba-cpu",
+        FLOATS,
+        source=f"conv2d/{source}",
+        batch_invariant=batch_invariant,
+        proved=("cpu",),
+    )
+
+
 def _aten(pass_: str) -> Kernel:
     return Kernel(
         "conv2d",
@@ -64,6 +77,13 @@ _CPU = [
     _cpu("bgrad", "direct", "bgrad.cpp"),
 ]
 
+_NUMBA_CPU = [
+    _numba_cpu("fprop", "direct_numba_cpu.py", batch_invariant=True),
+    _numba_cpu("dgrad", "direct_numba_cpu.py", batch_invariant=True),
+    _numba_cpu("wgrad", "direct_wgrad_numba_cpu.py"),
+    _numba_cpu("bgrad", "bgrad_numba_cpu.py"),
+]
+
 #: The launch files of the CUDA kernels, from the simplest on.
 _CUDA = [
     *direct_naive_launch.KERNELS,
@@ -77,4 +97,4 @@ _CUDA = [
 
 _ATEN = [_aten(pass_) for pass_ in CONV2D_PASSES]
 
-KERNELS = sorted([*_CPU, *_CUDA, *_ATEN], key=lambda kernel: CONV2D_PASSES.index(kernel.pass_))
+KERNELS = sorted([*_CPU, *_NUMBA_CPU, *_CUDA, *_ATEN], key=lambda kernel: CONV2D_PASSES.index(kernel.pass_))

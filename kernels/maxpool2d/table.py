@@ -1,5 +1,7 @@
 """The max-pooling kernels: one line each."""
 
+import dataclasses
+
 from pyconv.kernels.maxpool2d import dgrad_launch, fprop_launch, gather_launch
 from pyconv.kernels.maxpool2d.restrictions import plane_fits_int32, torch_padding
 
@@ -23,6 +25,10 @@ def _cpu(pass_: str, source: str) -> Kernel:
     )
 
 
+def _numba_cpu(pass_: str, source: str) -> Kernel:
+    return dataclasses.replace(_cpu(pass_, source), backend="numba-cpu")
+
+
 def _aten(pass_: str) -> Kernel:
     return Kernel(
         "maxpool2d",
@@ -43,6 +49,13 @@ _CPU = [
     _cpu("gather", "gather.cpp"),
 ]
 
+_NUMBA_CPU = [
+    _numba_cpu("fprop", "fprop_numba_cpu.py"),
+    _numba_cpu("fprop_argmax", "fprop_numba_cpu.py"),
+    _numba_cpu("dgrad", "dgrad_numba_cpu.py"),
+    _numba_cpu("gather", "dgrad_numba_cpu.py"),
+]
+
 _CUDA = [
     *fprop_launch.KERNELS,
     *dgrad_launch.KERNELS,
@@ -52,4 +65,4 @@ _CUDA = [
 #: torch has no argmax of one byte, so it has no lines for the passes by tap.
 _ATEN = [_aten(pass_) for pass_ in ("fprop", "fprop_argmax", "dgrad", "gather")]
 
-KERNELS = sorted([*_CPU, *_CUDA, *_ATEN], key=lambda kernel: POOL2D_PASSES.index(kernel.pass_))
+KERNELS = sorted([*_CPU, *_NUMBA_CPU, *_CUDA, *_ATEN], key=lambda kernel: POOL2D_PASSES.index(kernel.pass_))

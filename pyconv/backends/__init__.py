@@ -6,12 +6,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from pyconv.backends import aten, cpu, cuda
+from pyconv.backends import aten, cpu, cuda, numba_cpu
 from pyconv.backends.signature import signature
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
-_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "aten": aten}
+_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "numba-cpu": numba_cpu, "aten": aten}
 
 
 def unavailable(backend: str, device_type: str) -> str | None:

@@ -95,7 +95,7 @@ class Cache:
     # ---- The disk ----
 
     def _read(self, key: str) -> bytes | None:
-        if not self._usable():
+        if not self.usable():
             return None
         try:
             with (self.folder / key).open("rb") as file:
@@ -108,7 +108,7 @@ class Cache:
         return blob if head == _head(blob) else None
 
     def _write(self, key: str, blob: bytes) -> None:
-        if not self._usable():
+        if not self.usable():
             return
         temporary = None
         try:
@@ -124,7 +124,8 @@ class Cache:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
 
-    def _usable(self) -> bool:
+    def usable(self) -> bool:
+        """Whether the folder is ours to write to; where it is not, the first answer also warns."""
         if self._on_disk is None:
             self._on_disk = True
             try:
