@@ -12,28 +12,29 @@ PROCESSES ?= 2
 EXTRAS := train dev $(if $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi),cuda)
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find kernels -name '*.cpp' -o -name '*.h')
+LIBRARY := pyconv/lib/libpyconv_cpu.so
 CPP_SOURCES := $(shell find kernels tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test test-all sanitize bench gpu gates lint format tables setup clean
+.PHONY: train test test-all sanitize bench gpu gates lint format tables setup native clean
 
 train: setup
 	@echo "== training (digits by default; another data set: make train ARGS='--data fashion-mnist')"
 	$(PY) -m pyconv train $(ARGS)
 
-test: setup
+test: setup native
 	@echo "== tests (the exhaustive sweep is: make test-all)"
 	$(PY) -m pytest -n $(PROCESSES) -m "not exhaustive" $(ARGS)
 
-test-all: setup
+test-all: setup native
 	@echo "== tests, exhaustive sweep included"
 	$(PY) -m pytest -n $(PROCESSES) $(ARGS)
 
-sanitize: setup
+sanitize: setup native
 	@echo "== the CPU kernels of every instruction set under AddressSanitizer, UndefinedBehaviorSanitizer and"
 	@echo "   ThreadSanitizer, and on fenced memory (minutes to build, once)"
 	$(PY) -m pytest -n $(PROCESSES) tests/test_sanitizers.py tests/test_bounds.py $(ARGS)
 
-bench: setup
+bench: setup native
 	@echo "== benchmark: pyconv against torch's own kernels"
 	$(PY) -m bench.run $(ARGS)
 
@@ -42,7 +43,7 @@ bench: setup
 ifeq ($(origin PYTHON),command line)
 gpu:
 	@echo "== the native library, into the checkout"
-	@$(PYTHON) setup.py --quiet build_ext --inplace
+	@PYCONV_REQUIRE_NATIVE=1 $(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m bench.gpu $(ARGS)
 else
 gpu: setup
@@ -70,6 +71,10 @@ gates: setup
 
 setup: $(VENV)/.native
 
+# Without a C++ compiler training goes on, through the Numba kernels; what is tested and measured is the library too.
+native: setup
+	@test -e $(LIBRARY) || PYCONV_REQUIRE_NATIVE=1 $(PY) setup.py --quiet build_ext --inplace
+
 $(VENV)/.packages: pyproject.toml constraints.txt
 	@echo "== set-up 1/2: Python packages into $(VENV) (about 1 GB, once)"
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -85,7 +90,10 @@ $(VENV)/.packages: pyproject.toml constraints.txt
 $(VENV)/.native: $(VENV)/.packages $(NATIVE_SOURCES)
 	@echo "== set-up 2/2: the native library, once per instruction set"
 	@$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
-	@touch $@
+	@if test -e $(LIBRARY); then touch $@; else \
+	  echo "warning: the native library was not built, for want of a C++17 compiler or because it failed."; \
+	  echo "         pyconv works without it, through its Numba kernels, which are slower. To see what is amiss:"; \
+	  echo "         $(PY) setup.py build_ext --inplace"; fi
 
 clean:
 	rm -rf build *.egg-info pyconv/lib/*.so

@@ -1,9 +1,9 @@
 """The registered operators ``torch.ops.pyconv.*``: schemas and fakes, defined once in Python.
 
 Each operator has two overloads. ``default`` takes the name of the kernel to run and is implemented by every
-backend: the CPU in ``kernels/bindings.cpp`` through torch's stable ABI, CUDA here. ``auto`` leaves the choice
-to :mod:`pyconv.selection` at the moment of the call, so a compiled or exported graph holds no choice that was
-right only on the machine it was traced on.
+backend: the CPU in ``kernels/bindings.cpp`` through torch's stable ABI; CUDA, and the CPU where that library
+is missing, here. ``auto`` leaves the choice to :mod:`pyconv.selection` at the moment of the call, so a
+compiled or exported graph holds no choice that was right only on the machine it was traced on.
 
 ``channels_last`` is the layout of the problem and so of every tensor the operator returns; operands in
 another layout are copied into it. Padding is always four numbers, ``top, bottom, left, right``. ``argmax`` is
@@ -264,39 +264,44 @@ def _auto(name: str) -> Callable[..., Any]:
 
 @lru_cache(maxsize=MOST_REMEMBERED)
 def _bound(
-    name: str, operation: str, pass_: str, problem: Problem, device_type: str, emulation: Any
+    name: str, operation: str, pass_: str, problem: Problem, backend: str, device_type: str, emulation: Any
 ) -> Callable[..., Any]:
-    kernel = next((line for line in kernels(operation, pass_) if line.id == f"{name}@cuda"), None)
+    kernel = next((line for line in kernels(operation, pass_) if line.id == f"{name}@{backend}"), None)
     if kernel is None:
-        raise RuntimeError(f"pyconv: no {operation}.{pass_} kernel {name!r} of backend cuda in the table")
-    reason = backends.unavailable("cuda", device_type) or kernel.supports(problem)
+        raise RuntimeError(
+            f"pyconv: no {operation}.{pass_} kernel {name!r} of backend {backend} in the table"
+        )
+    reason = backends.unavailable(backend, device_type) or kernel.supports(problem)
     if reason:
         raise RuntimeError(f"pyconv: {kernel.id} cannot do '{problem}': {reason}")
     return backends.bind(kernel, problem)  # to this emulation, if any
 
 
-def _on_cuda(name: str) -> Callable[..., Any]:
-    """The ``default`` overload on CUDA tensors; the one on the CPU's is in ``kernels/bindings.cpp``."""
+def _named(name: str, backend: str) -> Callable[..., Any]:
+    """The ``default`` overload, of one backend's kernels; ``cpu`` has its own in ``kernels/bindings.cpp``."""
     pass_, describe = _CALLS[name]
     operation = "conv2d" if name.startswith("conv2d") else "maxpool2d"
 
-    def on_cuda(*arguments):  # type: ignore[no-untyped-def]
+    def named(*arguments):  # type: ignore[no-untyped-def]
         *rest, kernel = arguments
         problem, operands = describe(*rest)
         device_type = operands[0].device.type
-        return _bound(kernel, operation, pass_, problem, device_type, cuda.emulation())(*operands)
+        return _bound(kernel, operation, pass_, problem, backend, device_type, cuda.emulation())(*operands)
 
-    return on_cuda
+    return named
 
 
 for _name in SCHEMAS:
     library.impl(f"{_name}.auto", _auto(_name), "CompositeExplicitAutograd")
-    library.impl(_name, _on_cuda(_name), "CUDA")
+    library.impl(_name, _named(_name, "cuda"), "CUDA")
     for _overload in overloads(_name):
         torch.library.register_fake(_overload, _FAKES[_name], lib=library)
 
 # The library implements the schemas above, so it is loaded after them. Where it cannot be, the kernels' lines
-# say why.
+# say why, and the operators take the names of the Numba kernels.
 cpu.load()
+for _name in SCHEMAS:
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyconv::{_name}", "CPU"):
+        library.impl(_name, _named(_name, "numba-cpu"), "CPU")
 
 __all__ = ["SCHEMAS", "conv2d_problem", "library", "overloads", "pool2d_problem", "pool_extent"]

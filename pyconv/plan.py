@@ -6,6 +6,7 @@ all. Plans are remembered, since building one costs more than a small convolutio
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
@@ -59,9 +60,21 @@ class Plan:
         kernel = selection._select(self.problem, pass_, self.device_type, self._in_force)
         with cuda.emulating(self._in_force.emulation):
             bound = backends.bind(kernel, self.problem)
+            _tell(selection.substitute(kernel, self.device_type, self._in_force))
         self.kernels[pass_] = kernel
         self._launches[pass_] = bound
         return bound
+
+
+_told = False
+
+
+def _tell(substitute: str | None) -> None:
+    """Says once that another backend runs than the one that should."""
+    global _told
+    if substitute and not _told:
+        _told = True
+        warnings.warn(f"pyconv: {substitute}", stacklevel=2)
 
 
 @lru_cache(maxsize=MOST_REMEMBERED)

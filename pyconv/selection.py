@@ -35,8 +35,9 @@ class Choice:
     reason: str
 
 
-#: The environment's choice, read once.
+#: The environment's choices, read once: kernels to take where they can, and the backend to take them from.
 _environment = tuple(os.environ.get("PYCONV_KERNELS", "").replace(",", " ").split())
+_backend = os.environ.get("PYCONV_BACKEND", "").strip()
 
 
 _forced: ContextVar[tuple[str, ...]] = ContextVar("pyconv_forced", default=_environment)
@@ -127,8 +128,49 @@ def settings(problem: Problem, device_type: str) -> Settings:
 
 # ---- Choosing ---------------------------------------------------------------------------------------------
 
-#: Kind of device -> the backend that is taken without being asked for.
-_NATIVE = {"cpu": "cpu", "cuda": "cuda"}
+#: Kind of device -> the backends that are taken without being asked for; the next where one is not available.
+_NATIVE = {"cpu": ("cpu", "numba-cpu"), "cuda": ("cuda",)}
+
+#: Backend -> the kind of device that it is made for; where it is chosen for the process, it must work there.
+_MADE_FOR = {"cpu": "cpu", "numba-cpu": "cpu", "cuda": "cuda", "numba": "cuda"}
+
+
+def natives(device_type: str) -> list[str]:
+    """The backends that are taken without being asked for by name, in this order: ``PYCONV_BACKEND`` if it
+    runs on this kind of device, and the first of ours that does.
+
+        Raises:
+            ValueError: if ``PYCONV_BACKEND`` is the name of no backend.
+            RuntimeError: if it names one that is made for this kind of device and is not available here.
+    """
+    order = [
+        each for each in _NATIVE.get(device_type, ()) if backends.unavailable(each, device_type) is None
+    ][:1]
+    if not _backend:
+        return order
+    if _backend not in BACKENDS:
+        raise ValueError(f"PYCONV_BACKEND is {_backend!r}; accepted: {', '.join(BACKENDS)}")
+    reason = backends.unavailable(_backend, device_type)
+    if reason is None:
+        return list(dict.fromkeys([_backend, *order]))
+    if _MADE_FOR.get(_backend) == device_type:
+        raise RuntimeError(f"pyconv: PYCONV_BACKEND={_backend} is not available: {reason}")
+    return order
+
+
+def substitute(kernel: Kernel, device_type: str, in_force: Settings) -> str | None:
+    """What a user should know of a kernel that is taken because the backend made for the CPU is missing."""
+    if device_type != "cpu" or kernel.backend in ("cpu", _backend):
+        return None
+    if any(_matches(kernel, name) for name in in_force.names):
+        return None
+    reasons = [backends.unavailable(each, device_type) for each in _NATIVE["cpu"]]
+    if reasons[0] is None:
+        return None
+    if kernel.backend == "aten":  # where only the dtype has no kernel of ours, nothing is missing
+        return f"torch's own kernels run: {'; '.join(map(str, reasons))}" if all(reasons) else None
+    return f"backend {kernel.backend} takes the place of backend cpu: {reasons[0]}"
+
 
 Preference = list[tuple[str, str]]
 
@@ -137,7 +179,7 @@ _ASKED = "asked for by"
 
 def _preference(problem: Problem, pass_: str, backend: str, tf32: bool) -> Preference:
     """A backend's algorithms in the order of expected speed, each with the reason."""
-    if isinstance(problem, Pool2dProblem) or pass_ == "bgrad":
+    if isinstance(problem, Pool2dProblem) or pass_ == "bgrad" or backend == "numba-cpu":
         return [("direct", "the only algorithm of ours")]
     return _cuda_preference(problem, tf32) if backend == "cuda" else _cpu_preference(problem, pass_)
 
@@ -193,13 +235,15 @@ def choices(
         check_environment()
     why_not = {kernel.id: _why_not(kernel, problem, device_type, in_force) for kernel in lines}
     able = [kernel for kernel in lines if why_not[kernel.id] is None]
-    chosen, reason = _choose(problem, pass_, device_type, able, in_force)
+    with cuda.emulating(in_force.emulation):
+        taken = natives(device_type)
+    chosen, reason = _choose(problem, pass_, taken, able, in_force)
     return [
         Choice(kernel, True, f"chosen: {reason}")
         if kernel is chosen
         else Choice(kernel, False, f"not able: {why_not[kernel.id]}")
         if why_not[kernel.id]
-        else Choice(kernel, False, _why_not_chosen(kernel, chosen, reason, device_type))
+        else Choice(kernel, False, _why_not_chosen(kernel, chosen, reason, taken, device_type))
         for kernel in lines
     ]
 
@@ -216,7 +260,7 @@ def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Setti
 
 
 def _choose(
-    problem: Problem, pass_: str, device_type: str, able: list[Kernel], in_force: Settings
+    problem: Problem, pass_: str, taken: list[str], able: list[Kernel], in_force: Settings
 ) -> tuple[Kernel | None, str]:
     reasons = {
         (backend, algorithm): (rank, reason)
@@ -224,10 +268,10 @@ def _choose(
         for rank, (algorithm, reason) in enumerate(_preference(problem, pass_, backend, in_force.tf32))
     }
     unranked = (len(reasons), "no other of ours supports the problem")
-    native = _NATIVE.get(device_type)
 
-    def rank(kernel: Kernel) -> tuple[bool, int]:
-        return kernel.backend != native, reasons.get((kernel.backend, kernel.algorithm), unranked)[0]
+    def rank(kernel: Kernel) -> tuple[int, int]:
+        place = taken.index(kernel.backend) if kernel.backend in taken else len(taken)
+        return place, reasons.get((kernel.backend, kernel.algorithm), unranked)[0]
 
     ordered = sorted(able, key=rank)  # lines of the same rank stay in the order of the table
     for name in in_force.names:
@@ -235,7 +279,9 @@ def _choose(
             if _matches(kernel, name):
                 return kernel, f"{_ASKED} {name!r}"
     for kernel in ordered:
-        if kernel.backend == native:
+        if kernel.backend == _backend:
+            return kernel, f"PYCONV_BACKEND is {_backend}"
+        if kernel.backend in taken:
             return kernel, reasons.get((kernel.backend, kernel.algorithm), unranked)[1]
     for kernel in able:
         if kernel.backend == "aten":
@@ -243,13 +289,20 @@ def _choose(
     return None, "nothing supports the problem"
 
 
-def _why_not_chosen(kernel: Kernel, chosen: Kernel | None, reason: str, device_type: str) -> str:
+def _why_not_chosen(
+    kernel: Kernel, chosen: Kernel | None, reason: str, taken: list[str], device_type: str
+) -> str:
     if chosen is not None and reason.startswith(_ASKED):
         return f"not chosen: {chosen.id} is {reason}"
-    if kernel.backend == "aten":
+    if kernel.backend == "aten" != _backend:
         return "not chosen: torch's own kernel, the last resort"
-    if kernel.backend != _NATIVE.get(device_type):
-        return f"not chosen: backend {kernel.backend} is taken only when asked for on {device_type}"
+    if chosen is not None and kernel.backend != chosen.backend == _backend:
+        return f"not chosen: PYCONV_BACKEND is {_backend}"
+    if kernel.backend not in taken:
+        when = "when asked for"
+        if taken and kernel.backend in _NATIVE.get(device_type, ()):
+            when = f"when asked for, or where backend {taken[0]} is not available,"
+        return f"not chosen: backend {kernel.backend} is taken only {when} on {device_type}"
     return f"not chosen: {chosen.algorithm if chosen else 'nothing'} is expected to be faster"
 
 

@@ -56,14 +56,20 @@ def judge_all(kernel: Kernel, problems: list[Problem], record_property: Record) 
     report(kernel, device_of(kernel), (judge(kernel, problem) for problem in problems), record_property)
 
 
-def _cases(conv2d: list[str], maxpool2d: list[str], dtypes: tuple[str, ...] = DTYPES) -> list[Any]:
-    """The problem outermost, so that a worker's references serve every line that runs on the processor."""
+def _cases(
+    conv2d: list[str], maxpool2d: list[str], dtypes: tuple[str, ...] = DTYPES, numba: bool = False
+) -> list[Any]:
+    """The problem outermost, so that a worker's references serve every line that runs on the processor.
+
+    ``numba`` asks for the lines of numba-cpu, and those alone: each dtype takes half a minute to compile.
+    """
     return [
         pytest.param(kernel, text, id=f"{kernel.id}: {text}")
         for operation, texts in (("conv2d", conv2d), ("maxpool2d", maxpool2d))
         for text in texts
         for kernel in registry.kernels(operation)
         if device_of(kernel).name == "cpu" and set(dtypes) & set(kernel.dtypes)
+        if (kernel.backend == "numba-cpu") == numba
     ]
 
 
@@ -78,6 +84,19 @@ def test_battery(kernel: Kernel, text: str, record_property: Record) -> None:
 )
 def test_battery_in_16_bits(kernel: Kernel, text: str, record_property: Record) -> None:
     judge_all(kernel, variants(text, DTYPES_16_BIT), record_property)
+
+
+@pytest.mark.parametrize(("kernel", "text"), _cases(CONV2D_CORE, MAXPOOL2D_CORE, numba=True))
+def test_battery_of_numba_cpu(kernel: Kernel, text: str, record_property: Record) -> None:
+    judge_all(kernel, variants(text, ("f32",)), record_property)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("kernel", "text"), _cases(CONV2D + CONV2D_MORE, MAXPOOL2D + MAXPOOL2D_MORE, numba=True)
+)
+def test_battery_of_numba_cpu_exhaustive(kernel: Kernel, text: str, record_property: Record) -> None:
+    judge_all(kernel, variants(text), record_property)
 
 
 @pytest.mark.exhaustive

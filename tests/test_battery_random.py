@@ -60,6 +60,7 @@ def _every_line_agrees(problem: Problem, operation: str) -> None:
         failure
         for kernel in registry.kernels(operation)
         if device_of(kernel).name != "emulator"
+        if kernel.backend != "numba-cpu" or problem.dtype == "f32"  # f64 would compile as long again
         for failure in judge(kernel, problem, _CHECKS).failures
     ]
     assert not failures, "\n".join(failures)

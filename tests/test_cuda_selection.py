@@ -183,7 +183,7 @@ def test_the_order_of_preference_names_each_algorithm_once() -> None:
 def test_an_operator_runs_the_kernel_it_names(emulated: None) -> None:
     x, w = torch.randn(2, 4, 6, 5), torch.randn(3, 4, 3, 3)
     where = ((1, 1), (1, 1, 1, 1), (1, 1), 1, True)
-    fprop, dgrad = ops._on_cuda("conv2d_fprop"), ops._on_cuda("conv2d_dgrad")
+    fprop, dgrad = ops._named("conv2d_fprop", "cuda"), ops._named("conv2d_dgrad", "cuda")
     y = fprop(x, w, None, *where, "conv2d.fprop.direct_naive")
     torch.testing.assert_close(y, F.conv2d(x, w, padding=1))
     assert y.is_contiguous(memory_format=torch.channels_last)

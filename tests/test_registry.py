@@ -40,8 +40,9 @@ OURS = [kernel for kernel in kernels() if kernel.backend != "aten"]
 
 @pytest.fixture(autouse=True)
 def no_choice_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests are about selection's own choices, whatever PYCONV_KERNELS says."""
+    """These tests are about selection's own choices, whatever the environment says."""
     monkeypatch.setattr(selection, "_environment", ())
+    monkeypatch.setattr(selection, "_backend", "")
 
 
 @pytest.fixture
@@ -162,7 +163,9 @@ def test_an_unknown_instruction_set_in_the_environment_is_a_reason_not_a_crash()
 def _environ() -> dict[str, str]:
     import os
 
-    return {name: value for name, value in os.environ.items() if name != "PYCONV_KERNELS"}
+    return {
+        name: value for name, value in os.environ.items() if name not in ("PYCONV_KERNELS", "PYCONV_BACKEND")
+    }
 
 
 # ---- Lines are checked ----
@@ -308,9 +311,10 @@ def test_use_takes_what_it_is_asked_for(kernel: Kernel) -> None:
         if kernel.supports(p) is None
     ]  # fmt: skip
     assert fitting, f"no problem of the list fits {kernel.id}"
-    for name in (kernel.id, kernel.name):
-        with pyconv.use(name):
-            assert all(selection.select(p, kernel.pass_) is kernel for p in fitting)
+    with pyconv.use(kernel.id):
+        assert all(selection.select(p, kernel.pass_) is kernel for p in fitting)
+    with pyconv.use(kernel.name):  # of the backends that have it, the one that is taken otherwise too
+        assert all(selection.select(p, kernel.pass_).name == kernel.name for p in fitting)
     with pyconv.use(kernel.backend):
         assert all(selection.select(p, kernel.pass_).backend == kernel.backend for p in fitting)
     with pyconv.use(kernel.algorithm):

@@ -22,15 +22,14 @@ and begins anew. The rounding error of a sum grows with the length of its chains
 from typing import Any, NamedTuple
 
 import numba
-import numpy as np
-from numba import prange, uintp
+from numba import uintp
 
 #: Most products in one chain. In float32, 128 keep the error near that of torch's kernels.
 CHAIN = 128
 
-# "contract": a*b + c is one FMA where the processor has it. No other licence is given: NaN, infinities and the
-# order of sums are part of what the kernels promise. error_model: no check for divisions by zero, which there
-# are none of. nogil: other Python threads go on meanwhile.
+# "contract": a*b + c is one FMA where the processor has it. No other licence is given: NaN, infinities and
+# the order of sums are part of what the kernels promise. error_model: no check for divisions by zero, which
+# there are none of. nogil: other Python threads go on meanwhile.
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 #: Code of one thread. It is called by kernels only, so it needs no way in from Python.
@@ -63,8 +62,8 @@ def inside(start, step, count, extent):
 
 # ---- Inner loops -----------------------------------------------------------------------------------------
 #
-# LLVM makes vectors of the loops over i, since the elements of a row are sums apart from each other. Indices are
-# unsigned there: a signed one would be checked for Python's meaning of negative indices at every access.
+# LLVM makes vectors of the loops over i, since the elements of a row are sums apart from each other. Indices
+# are unsigned there: a signed one would be checked for Python's meaning of negative indices at every access.
 
 
 @unit
@@ -77,8 +76,9 @@ def flush(total, partial):
 
 @unit
 def add_scaled_rows(
-    total, partial, products, place, place_step, count, terms, rows, at, step, pitch, weights, weight_at, weight_pitch
-):
+    total, partial, products, place, place_step, count, terms,
+    rows, at, step, pitch, weights, weight_at, weight_pitch,
+):  # fmt: skip
     """Adds ``terms`` rows, each scaled by a weight, to a part of the sums. Convolution is made of this::
 
         sum[place + i*place_step] += weights[weight_at + t*weight_pitch] * rows[at + t*pitch + i*step]
@@ -113,8 +113,12 @@ def add_scaled_rows(
             t, products = t + 4, products + 4
         else:
             w0 = weights[weight]
-            for i in range(size):
-                partial[first + i * step_of_sum] += w0 * rows[row + i * step_of_row]
+            if unit_steps:
+                for i in range(size):
+                    partial[first + i] += w0 * rows[row + i]
+            else:
+                for i in range(size):
+                    partial[first + i * step_of_sum] += w0 * rows[row + i * step_of_row]
             t, products = t + 1, products + 1
         if products >= CHAIN:
             flush(total, partial)
@@ -132,8 +136,3 @@ def sum_of(lanes):
             lanes[i] += lanes[uintp(half) + i]
         count = half
     return lanes[0]
-
-
-__all__ = [
-    "CHAIN", "Compiled", "add_scaled_rows", "flush", "inside", "kernel", "np", "prange", "sum_of", "uintp", "unit",
-]  # fmt: skip

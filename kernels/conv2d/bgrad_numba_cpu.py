@@ -1,13 +1,15 @@
 """Bias gradient with Numba on the CPU.
 
-    db[k] = sum over n,p,q of dy[n,k,p,q]
+db[k] = sum over n,p,q of dy[n,k,p,q]
 
-    nchw   A unit is one filter. Its planes are cut into rows of 64 elements, which are added up element by element;
-           at the end the row is summed.
-    nhwc   A unit is 64 filters side by side. Each pixel has a row of them.
+nchw   A unit is one filter. Its planes are cut into rows of 64 elements, which are added up element by
+       element; at the end the row is summed.
+nhwc   A unit is 64 filters side by side. Each pixel has a row of them.
 """
 
-from pyconv.kernels.common.numba_cpu import CHAIN, flush, kernel, np, prange, sum_of, uintp, unit
+import numpy as np
+from numba import prange, uintp
+from pyconv.kernels.common.numba_cpu import CHAIN, flush, kernel, sum_of, unit
 
 #: Elements of a row: eight AVX2 vectors of float32, enough to hide the latency of an addition.
 LANES = 64

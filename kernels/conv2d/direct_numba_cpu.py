@@ -5,21 +5,23 @@
 
     h = p*stride_h - pad_top + r*dilation_h,   w = q*stride_w - pad_left + s*dilation_w
 
-fprop reads the map from right to left: a row p of y meets the rows h of x. dgrad reads it backwards: a row h of
-dx meets the rows p = (h + pad_top - r*dilation_h) / stride_h of dy, where the division is exact. A tap on the
-padding is left out, not multiplied by zero.
+fprop goes along the map: a row p of y meets the rows h of x, one for each r. dgrad goes back: a row h
+of dx meets the rows p = (h + pad_top - r*dilation_h) / stride_h of dy, where the division is exact. A tap on
+the padding is left out, not multiplied by zero.
 
 The inner loop (``add_scaled_rows``) runs along what is contiguous:
 
-    nchw   A unit is one row along q (of y) or w (of dx). For each r and s it adds the rows of all channels of the
-           other tensor, each scaled by one weight, where the two rows overlap.
-    nhwc   A unit is one row of pixels, and a pixel is a row of channels. For each r and s it adds the rows of the
-           filter, one for each channel of the other tensor, scaled by that tensor's pixel.
+    nchw   A unit is one row along q (of y) or w (of dx). For each r and s it adds the rows of all channels of
+           the other tensor, each scaled by one weight, where the two rows overlap.
+    nhwc   A unit is one row of pixels, and a pixel is a row of channels. For each r and s it adds the rows of
+           the filter, one for each channel of the other tensor, scaled by that tensor's pixel.
 
 Start with ``fprop_row_nchw``; the others are the same sum turned round.
 """
 
-from pyconv.kernels.common.numba_cpu import add_scaled_rows, flush, inside, kernel, np, prange, unit
+import numpy as np
+from numba import prange
+from pyconv.kernels.common.numba_cpu import add_scaled_rows, flush, inside, kernel, unit
 
 # ---- fprop, nchw ---------------------------------------------------------------------------------------
 
@@ -128,7 +130,8 @@ def dgrad_row_nchw(row, problem, dy, w, dx):
             start = s * problem.dilation_w - problem.pad_left  # w of q = 0
             q, q_end = inside(start, problem.stride_w, problem.q, problem.w)
             products = add_scaled_rows(
-                total, partial, products, start + q * problem.stride_w, problem.stride_w, q_end - q, problem.group_k,
+                total, partial, products,
+                start + q * problem.stride_w, problem.stride_w, q_end - q, problem.group_k,
                 dy, ((n * problem.k + first_k) * problem.p + p) * problem.q + q, 1, problem.p * problem.q,
                 w, first_k * filter_size + (c % problem.group_c * problem.r + r) * problem.s + s, filter_size,
             )  # fmt: skip

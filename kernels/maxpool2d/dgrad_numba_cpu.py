@@ -3,17 +3,18 @@
     dgrad    dx[n,c,argmax[n,c,p,q]] += dy[n,c,p,q],   dx zero elsewhere
     gather   y[n,c,p,q] = x[n,c,argmax[n,c,p,q]]
 
-argmax is the place h*W + w within a plane. It may come from a caller: a place outside the plane, -1 among them,
-adds nowhere in dgrad and reads as 0 in gather.
+argmax is the place h*W + w within a plane. It may come from a caller: a place outside the plane, -1 among
+them, adds nowhere in dgrad and reads as 0 in gather.
 
-One code serves both layouts, as in ``fprop_numba_cpu.py``: images of ``channels`` values a pixel. Windows overlap,
-so in dgrad a unit owns what it adds to: 16 channels of one image (or the one there is), and goes through the
-windows in row-major order.
+One code serves both layouts, as in ``fprop_numba_cpu.py``: images of ``channels`` values a pixel. Windows
+overlap, so in dgrad a unit owns what it adds to: 16 channels of one image (or the one there is), and goes
+through the windows in row-major order.
 """
 
-from pyconv.kernels.common.numba_cpu import kernel, prange, unit
+from numba import prange
+from pyconv.kernels.common.numba_cpu import kernel, unit
 
-#: Channels of a unit of dgrad in nhwc: a cache line of float32, so that no two threads write to the same line.
+#: Channels of a unit of dgrad in nhwc: a cache line of float32, which no two threads then write to.
 CHANNELS = 16
 
 

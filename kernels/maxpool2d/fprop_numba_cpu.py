@@ -5,14 +5,17 @@
 
     h = p*stride_h - pad_top + r*dilation_h,   w = q*stride_w - pad_left + s*dilation_w
 
-A window is walked in row-major order. torch's rule: a later element wins if it is larger or NaN, so the first of
-equal elements stays, and of several NaNs the last. A window that covers no element gives -inf, and -1.
+A window is walked in row-major order. torch's rule: a later element wins if it is larger or NaN, so the first
+of equal elements stays, and of several NaNs the last. A window that covers no element gives -inf, and -1.
 
-One code serves both layouts. It works on images of ``channels`` values a pixel: nhwc has n images of c channels,
-nchw n*c images of one. A unit is one row p of windows of one image; the inner loop runs along the channels.
+One code serves both layouts. It works on images of ``channels`` values a pixel: nhwc has n images of c
+channels, nchw n*c images of one. A unit is one row p of windows of one image; the inner loop runs along the
+channels.
 """
 
-from pyconv.kernels.common.numba_cpu import inside, kernel, np, prange, unit
+import numpy as np
+from numba import prange
+from pyconv.kernels.common.numba_cpu import inside, kernel, unit
 
 
 @unit
@@ -30,7 +33,9 @@ def fprop_row(row, problem, x, y, argmax):
         for channel in range(channels):
             best, best_place = y.dtype.type(-np.inf), -1
             if not covers_nothing:
-                best_place = (top + first_r * problem.dilation_h) * problem.w + left + first_s * problem.dilation_w
+                best_place = (
+                    (top + first_r * problem.dilation_h) * problem.w + left + first_s * problem.dilation_w
+                )
                 best = x[(image * problem.h * problem.w + best_place) * channels + channel]
             for r in range(first_r, end_r):
                 for s in range(first_s, end_s):

@@ -30,7 +30,7 @@ def load() -> ctypes.CDLL | str:
     if not LIBRARY.exists():
         if LIBRARY != _BUILT:
             return f"PYCONV_LIBRARY={str(LIBRARY)!r} is not there"
-        return f"{LIBRARY.name} was not built (no C++ compiler when pyconv was installed)"
+        return f"{LIBRARY.name} was not built when pyconv was installed (no C++17 compiler, or it failed)"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

@@ -1,16 +1,16 @@
 """Backend ``numba-cpu``: the Numba kernels on the CPU, which need no compiler but the one that Numba brings.
 
-They take the place of backend ``cpu`` where the C++ library could not be built. A kernel is compiled when it is
-first called with a dtype (:mod:`pyconv.backends.numba_cpu_cache`), once for Numba's threads and once for the
-calling thread alone, and kept on disk.
+They take the place of backend ``cpu`` where the C++ library could not be built. A kernel is compiled when it
+is first called with a dtype (:mod:`pyconv.backends.numba_cpu_cache`), once for Numba's threads and once for
+the calling thread alone, and kept on disk.
 
-Threads. Up to ``torch.get_num_threads()`` of Numba's threads take part in a call, of the ``NUMBA_NUM_THREADS``
-that it started, and fewer where there is little to do; no bit depends on how many. Which threads those are is for
-Numba to say (its *threading layer*), once for the whole process. Unless the environment or the program has chosen
-already, we ask for ``forksafe``: TBB where it is installed, else Numba's own ``workqueue``, and never an OpenMP
-beside torch's. Workqueue dies of two calls at once, so ours take turns. Threads do not survive a fork: a child that
-is forked after they were started, as the workers of a DataLoader are, computes on the calling thread alone, and a
-fork waits for the call that is running.
+Threads. Up to ``torch.get_num_threads()`` of Numba's threads take part in a call, of the
+``NUMBA_NUM_THREADS`` that it started, and fewer where there is little to do; no bit depends on how many.
+Which threads those are is for Numba to say (its *threading layer*), once for the whole process. Unless the
+environment or the program has chosen already, we ask for ``forksafe``: TBB where it is installed, else
+Numba's own ``workqueue``, and never an OpenMP beside torch's. Workqueue dies of two calls at once, so ours
+take turns. Threads do not survive a fork: a child that is forked after they were started, as the workers of a
+DataLoader are, computes on the calling thread alone, and a fork waits for the call that is running.
 
 Nothing here imports Numba before a kernel is launched.
 """
@@ -18,6 +18,7 @@ Nothing here imports Numba before a kernel is launched.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import math
 import os
@@ -38,31 +39,28 @@ from pyconv.registry import Kernel
 
 _CPU = torch.device("cpu")
 
-#: A thread is asked to help for every so many products or comparisons: some 20 us of work, as long as waking it.
+#: A thread is asked to help for every so many products or comparisons: some 20 us of work, as long as waking
+#: it.
 WORK_OF_A_THREAD = 1 << 17
 
 # ---- What a kernel is told of its problem ------------------------------------------------------------------
 
-_WHERE = (
-    "stride_h", "stride_w", "pad_top", "pad_bottom", "pad_left", "pad_right", "dilation_h", "dilation_w", "p", "q",
-)  # fmt: skip
-#: The ``problem`` of the convolution kernels. Named tuples are what Numba takes for a struct.
-Conv2dSizes = namedtuple(  # noqa: PYI024
-    "Conv2dSizes", ("n", "c", "h", "w", "k", "r", "s", "groups", "group_c", "group_k", *_WHERE)
-)
-#: The ``problem`` of the pooling kernels. ``images`` is n in nhwc, and n*c in nchw, where a plane is by itself.
-Pool2dSizes = namedtuple("Pool2dSizes", ("n", "c", "h", "w", "r", "s", "nhwc", "images", *_WHERE))  # noqa: PYI024
+_WHERE = "stride_h stride_w pad_top pad_bottom pad_left pad_right dilation_h dilation_w p q"
+#: The ``problem`` of the convolution kernels. A named tuple is what Numba takes for a struct.
+_CONV2D = f"n c h w k r s groups group_c group_k {_WHERE}".split()
+Conv2dSizes: Any = namedtuple("Conv2dSizes", _CONV2D)  # type: ignore[misc]
+#: The ``problem`` of the pooling kernels. ``images`` is n in nhwc; in nchw it is n*c, each plane by itself.
+_POOL2D = f"n c h w r s nhwc images {_WHERE}".split()
+Pool2dSizes: Any = namedtuple("Pool2dSizes", _POOL2D)  # type: ignore[misc]
 
 
 def sizes_of(problem: Problem) -> Any:
     """The integers of a problem, as the kernels take them."""
     if isinstance(problem, Conv2dProblem):
-        return Conv2dSizes(*(getattr(problem, name) for name in Conv2dSizes._fields))
+        return Conv2dSizes(*[getattr(problem, name) for name in _CONV2D])
     nhwc = problem.layout == "nhwc"
     more = {"nhwc": int(nhwc), "images": problem.n if nhwc else problem.n * problem.c}
-    return Pool2dSizes(
-        *(more[name] if name in more else getattr(problem, name) for name in Pool2dSizes._fields)
-    )
+    return Pool2dSizes(*[more[name] if name in more else getattr(problem, name) for name in _POOL2D])
 
 
 # ---- Whether there is Numba --------------------------------------------------------------------------------
@@ -71,7 +69,7 @@ def sizes_of(problem: Problem) -> Any:
 @cache
 def _missing() -> str | None:
     if importlib.util.find_spec("numba") is None:
-        return "numba is not installed (pip install pyconv[numba])"
+        return "numba is not installed (pip install numba)"
     return None
 
 
@@ -95,7 +93,7 @@ class _Threads:
         """Starts them if nobody has. False if a fork has left them behind."""
         if self._lost:
             return False
-        import numba
+        numba = importlib.import_module("numba")
 
         with self.turn:
             chosen = numba.config.THREADING_LAYER
@@ -128,11 +126,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def threading_layer() -> str:
-    """Numba's threads in use: ``workqueue``, ``tbb`` or ``omp``; starts them. Raises if a fork has left them."""
+    """Numba's threads in use: ``workqueue``, ``tbb`` or ``omp``; starts them. RuntimeError after a fork."""
     if not _threads.started():
         raise RuntimeError("pyconv: this process was forked from one with Numba's threads, and has none")
-    import numba
-
+    numba = importlib.import_module("numba")
     return str(numba.threading_layer())
 
 
@@ -168,10 +165,12 @@ class Bound:
         threads = min(torch.get_num_threads(), math.ceil(self._work / WORK_OF_A_THREAD))
         if threads == 1 or not _threads.started():
             if self._serial is None:
-                self._serial = numba_cpu_cache.compiled(self._kernel, self._function, False, self._sizes, arrays)
+                self._serial = numba_cpu_cache.compiled(
+                    self._kernel, self._function, False, self._sizes, arrays
+                )
             self._serial(self._sizes, *arrays)
             return
-        import numba
+        numba = importlib.import_module("numba")
 
         if self._parallel is None:
             self._parallel = numba_cpu_cache.compiled(self._kernel, self._function, True, self._sizes, arrays)
@@ -189,4 +188,3 @@ def _flat(tensor: Tensor | None, problem: Problem) -> Any:
     if tensor is None:  # no bias
         tensor = torch.empty(0, dtype=problem.torch_dtype)
     return tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
-

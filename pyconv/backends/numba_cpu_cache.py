@@ -1,10 +1,10 @@
 """Machine code of the Numba CPU kernels, made when it is first asked for and kept on disk.
 
-The folder is ``numba-cpu`` in ``$PYCONV_CACHE``, else in ``$NUMBA_CACHE_DIR``, else in ``build`` of a checkout, else
-in ``~/.cache/pyconv``. Numba's own cache writes the files; what it lacks is here. Its entries know the file of the
-kernel but not those that the kernel imports, so the folder's name has a hash of all of them. Two processes that fill
-one of its indexes at once can mix up their entries, so a process locks the folder while it compiles, and the next
-one then finds the code there.
+The folder is ``numba-cpu`` in ``$PYCONV_CACHE``, else in ``$NUMBA_CACHE_DIR``, else in ``build`` of a
+checkout, else in ``~/.cache/pyconv``. Numba's own cache writes the files; what it lacks is here. Its entries
+know the file of the kernel but not those that the kernel imports, so the folder's name has a hash of all of
+them. Two processes that fill one of its indexes at once can mix up their entries, so a process locks the
+folder while it compiles, and the next one then finds the code there.
 """
 
 from __future__ import annotations
@@ -67,11 +67,15 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=lambda: _compiling.acquire(), after_in_parent=lambda: _compiling.release(), after_in_child=_forked
+        before=lambda: _compiling.acquire(),
+        after_in_parent=lambda: _compiling.release(),
+        after_in_child=_forked,
     )
 
 
-def compiled(kernel: Kernel, function: str, parallel: bool, sizes: Any, arrays: list[Any]) -> Callable[..., None]:
+def compiled(
+    kernel: Kernel, function: str, parallel: bool, sizes: Any, arrays: list[Any]
+) -> Callable[..., None]:
     """One function of a kernel's file, with machine code for arguments of these types.
 
     Args:
@@ -99,8 +103,8 @@ def compiled(kernel: Kernel, function: str, parallel: bool, sizes: Any, arrays: 
             except Exception as error:
                 # A damaged entry, or a full disk. If it is the kernel, it will fail once more.
                 warnings.warn(
-                    f"pyconv: compiled kernels in {place} cannot be used ({type(error).__name__}: {error}); they "
-                    "are made anew",
+                    f"pyconv: compiled kernels in {place} cannot be used ({type(error).__name__}: {error}); "
+                    "they are made anew",
                     stacklevel=2,
                 )
                 shutil.rmtree(place, ignore_errors=True)
@@ -111,8 +115,7 @@ def compiled(kernel: Kernel, function: str, parallel: bool, sizes: Any, arrays: 
 
 
 def _keep_in(place: Path, dispatcher: Any) -> None:
-    import numba
-
+    numba = importlib.import_module("numba")
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(place)
     try:
@@ -123,7 +126,8 @@ def _keep_in(place: Path, dispatcher: Any) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    """Within the block no other process compiles into the folder; where files cannot be locked, none is kept out."""
+    """Within the block no other process compiles into the folder; where files cannot be locked, none is kept
+    out."""
     try:
         import fcntl
     except ImportError:
