@@ -189,11 +189,14 @@ def test_without_library_and_numba_torch_computes_and_it_is_said() -> None:
 )
 def test_setup_goes_on_without_a_compiler(tmp_path: Path) -> None:
     root = Path(pyconv.__file__).resolve().parent.parent
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
-        (tmp_path / name).write_bytes((root / name).read_bytes())
     library = tmp_path / "pyconv" / "lib" / "libpyconv_cpu.so"
     for folder in ("pyconv/lib", "kernels"):
         (tmp_path / folder).mkdir(parents=True)
+    for name in (
+        "setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "pyconv/__init__.py",
+        "pyconv/_version.py",
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes((root / name).read_bytes())
     (tmp_path / "empty").mkdir()
     library.write_text("of older sources")
     bare = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
