@@ -1,19 +1,19 @@
-"""How the Numba kernels for the CPU are compiled, and the inner loops that they share.
+"""How the Numba kernels for the CPU are compiled, and the inner loop of convolution.
 
 A kernel file has two kinds of functions. What is decorated with ``@unit`` computes one piece of the result, a
-row of it as a rule, on one thread. What is decorated with ``@kernel`` deals the units out to the threads, and
-is what the backend calls::
+row of it as a rule, on one thread. What is decorated with ``@kernel``, and named after a pass, deals the
+units out to the threads, and is what the backend calls::
 
     @kernel
-    def fprop_nchw(problem, x, w, bias, y):
-        for row in prange(problem.n * problem.k * problem.p):
-            fprop_row_nchw(row, problem, x, w, bias, y)
+    def fprop(problem, x, w, bias, y):
+        turned = filters_last(problem, w)
+        for row in prange(problem.n * problem.p):
+            fprop_row(row, problem, x, turned, bias, y)
 
 Units and the order of every sum come from the problem, so no bit depends on the number of threads.
 
-``problem`` is a named tuple of the descriptor's integers, with ``p``, ``q``, ``group_c`` and ``group_k``.
-Arrays are flat: the element ``[n, c, h, w]`` of ``x`` is ``x[((n*C + c)*H + h)*W + w]`` in nchw and
-``x[((n*H + h)*W + w)*C + c]`` in nhwc.
+``problem`` is a named tuple of the descriptor's integers, with ``p``, ``q``, and ``nhwc``, which is 1 in that
+layout and 0 in nchw. Arrays are flat, in the order of memory; ``strides_of`` says where an element is.
 
 A sum is kept in two rows. Products are added to ``partial``; after ``CHAIN`` of them it is added to ``total``
 and begins anew. The rounding error of a sum grows with the length of its chains of additions.
@@ -48,7 +48,15 @@ def kernel(function: Any) -> Compiled:
     return Compiled(numba.njit(parallel=True, **_OPTIONS)(function), numba.njit(**_OPTIONS)(function))
 
 
-# ---- Ranges ----------------------------------------------------------------------------------------------
+# ---- Places ----------------------------------------------------------------------------------------------
+
+
+@unit
+def strides_of(nhwc, channels, height, width):
+    """The distances, in elements, between neighbours along a tensor's images, channels, rows and columns."""
+    if nhwc:
+        return channels * height * width, 1, width * channels, channels
+    return channels * height * width, height * width, width, 1
 
 
 @unit
@@ -75,15 +83,12 @@ def flush(total, partial):
 
 
 @unit
-def add_scaled_rows(
-    total, partial, products, place, place_step, count, terms,
-    rows, at, step, pitch, weights, weight_at, weight_pitch,
-):  # fmt: skip
-    """Adds ``terms`` rows, each scaled by a weight, to a part of the sums. Convolution is made of this::
+def add_scaled_rows(total, partial, products, terms, rows, at, pitch, scales, scale_at, scale_pitch):
+    """Adds ``terms`` rows, each scaled, to the sums: ``row[t]`` is as long as ``partial``, and
 
-        sum[place + i*place_step] += weights[weight_at + t*weight_pitch] * rows[at + t*pitch + i*step]
+        sum[i] += scales[scale_at + t*scale_pitch] * rows[at + t*pitch + i]    for t < terms
 
-    for ``i < count`` and ``t < terms``. Four rows at a time read and write the sum once for four products.
+    Four rows at a time read and write the sum once for four products.
 
     Args:
         products: How many are in the chain of ``partial`` already.
@@ -91,34 +96,22 @@ def add_scaled_rows(
     Returns:
         How many are in it now.
     """
-    size, first, step_of_sum = uintp(count), uintp(place), uintp(place_step)
-    step_of_row, next_row = uintp(step), uintp(pitch)
-    unit_steps = place_step == 1 and step == 1
+    length, next_row = uintp(partial.size), uintp(pitch)
     t = 0
     while t < terms:
-        row, weight = uintp(at + t * pitch), weight_at + t * weight_pitch
+        row, scale = uintp(at + t * pitch), scale_at + t * scale_pitch
+        a0 = scales[scale]
         if t + 4 <= terms:
+            a1, a2 = scales[scale + scale_pitch], scales[scale + 2 * scale_pitch]
+            a3 = scales[scale + 3 * scale_pitch]
             row1, row2, row3 = row + next_row, row + next_row * uintp(2), row + next_row * uintp(3)
-            w0, w1 = weights[weight], weights[weight + weight_pitch]
-            w2, w3 = weights[weight + 2 * weight_pitch], weights[weight + 3 * weight_pitch]
-            if unit_steps:
-                for i in range(size):
-                    acc = partial[first + i] + w0 * rows[row + i] + w1 * rows[row1 + i]
-                    partial[first + i] = acc + w2 * rows[row2 + i] + w3 * rows[row3 + i]
-            else:
-                for i in range(size):
-                    j, to = i * step_of_row, first + i * step_of_sum
-                    acc = partial[to] + w0 * rows[row + j] + w1 * rows[row1 + j]
-                    partial[to] = acc + w2 * rows[row2 + j] + w3 * rows[row3 + j]
+            for i in range(length):
+                sum_i = partial[i] + a0 * rows[row + i] + a1 * rows[row1 + i]
+                partial[i] = sum_i + a2 * rows[row2 + i] + a3 * rows[row3 + i]
             t, products = t + 4, products + 4
         else:
-            w0 = weights[weight]
-            if unit_steps:
-                for i in range(size):
-                    partial[first + i] += w0 * rows[row + i]
-            else:
-                for i in range(size):
-                    partial[first + i * step_of_sum] += w0 * rows[row + i * step_of_row]
+            for i in range(length):
+                partial[i] += a0 * rows[row + i]
             t, products = t + 1, products + 1
         if products >= CHAIN:
             flush(total, partial)

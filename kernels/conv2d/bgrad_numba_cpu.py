@@ -39,12 +39,6 @@ def bgrad_filter_nchw(k, problem, dy, db):
     db[k] = sum_of(total)
 
 
-@kernel
-def bgrad_nchw(problem, dy, db):
-    for k in prange(problem.k):
-        bgrad_filter_nchw(k, problem, dy, db)
-
-
 @unit
 def bgrad_filters_nhwc(block, problem, dy, db):
     """The elements db[k] of one block of filters."""
@@ -63,6 +57,10 @@ def bgrad_filters_nhwc(block, problem, dy, db):
 
 
 @kernel
-def bgrad_nhwc(problem, dy, db):
-    for block in prange((problem.k + LANES - 1) // LANES):
-        bgrad_filters_nhwc(block, problem, dy, db)
+def bgrad(problem, dy, db):
+    if problem.nhwc:
+        for block in prange((problem.k + LANES - 1) // LANES):
+            bgrad_filters_nhwc(block, problem, dy, db)
+    else:
+        for k in prange(problem.k):
+            bgrad_filter_nchw(k, problem, dy, db)

@@ -47,7 +47,7 @@ WORK_OF_A_THREAD = 1 << 17
 
 _WHERE = "stride_h stride_w pad_top pad_bottom pad_left pad_right dilation_h dilation_w p q"
 #: The ``problem`` of the convolution kernels. A named tuple is what Numba takes for a struct.
-_CONV2D = f"n c h w k r s groups group_c group_k {_WHERE}".split()
+_CONV2D = f"n c h w k r s groups group_c group_k nhwc {_WHERE}".split()
 Conv2dSizes: Any = namedtuple("Conv2dSizes", _CONV2D)  # type: ignore[misc]
 #: The ``problem`` of the pooling kernels. ``images`` is n in nhwc; in nchw it is n*c, each plane by itself.
 _POOL2D = f"n c h w r s nhwc images {_WHERE}".split()
@@ -56,11 +56,10 @@ Pool2dSizes: Any = namedtuple("Pool2dSizes", _POOL2D)  # type: ignore[misc]
 
 def sizes_of(problem: Problem) -> Any:
     """The integers of a problem, as the kernels take them."""
-    if isinstance(problem, Conv2dProblem):
-        return Conv2dSizes(*[getattr(problem, name) for name in _CONV2D])
     nhwc = problem.layout == "nhwc"
     more = {"nhwc": int(nhwc), "images": problem.n if nhwc else problem.n * problem.c}
-    return Pool2dSizes(*[more[name] if name in more else getattr(problem, name) for name in _POOL2D])
+    names, sizes = (_CONV2D, Conv2dSizes) if isinstance(problem, Conv2dProblem) else (_POOL2D, Pool2dSizes)
+    return sizes(*[more[name] if name in more else getattr(problem, name) for name in names])
 
 
 # ---- Whether there is Numba --------------------------------------------------------------------------------
@@ -146,7 +145,6 @@ class Bound:
     def __init__(self, kernel: Kernel, problem: Problem) -> None:
         self.signature: Signature = signature(problem, kernel.pass_)
         self._kernel = kernel
-        self._function = f"{kernel.pass_}_{problem.layout}" if kernel.operation == "conv2d" else kernel.pass_
         self._problem = problem
         self._sizes = sizes_of(problem)
         self._work = problem.flops(kernel.pass_) // 2 + 1
@@ -165,15 +163,13 @@ class Bound:
         threads = min(torch.get_num_threads(), math.ceil(self._work / WORK_OF_A_THREAD))
         if threads == 1 or not _threads.started():
             if self._serial is None:
-                self._serial = numba_cpu_cache.compiled(
-                    self._kernel, self._function, False, self._sizes, arrays
-                )
+                self._serial = numba_cpu_cache.compiled(self._kernel, False, self._sizes, arrays)
             self._serial(self._sizes, *arrays)
             return
         numba = importlib.import_module("numba")
 
         if self._parallel is None:
-            self._parallel = numba_cpu_cache.compiled(self._kernel, self._function, True, self._sizes, arrays)
+            self._parallel = numba_cpu_cache.compiled(self._kernel, True, self._sizes, arrays)
         with _threads.turn:
             before = numba.get_num_threads()  # this thread's, and so the caller's
             numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -73,20 +73,17 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def compiled(
-    kernel: Kernel, function: str, parallel: bool, sizes: Any, arrays: list[Any]
-) -> Callable[..., None]:
-    """One function of a kernel's file, with machine code for arguments of these types.
+def compiled(kernel: Kernel, parallel: bool, sizes: Any, arrays: list[Any]) -> Callable[..., None]:
+    """The function of a line, which is named after its pass, with machine code for arguments of these types.
 
     Args:
-        function: Its name in the file that the line names.
         parallel: The form on Numba's threads, or the one on the calling thread.
         sizes, arrays: What it will be called with.
     """
     import numba
 
     module = importlib.import_module("pyconv.kernels." + kernel.source.removesuffix(".py").replace("/", "."))
-    pair = getattr(module, function)
+    pair = getattr(module, kernel.pass_)
     dispatcher = pair.parallel if parallel else pair.serial
     types = tuple(numba.typeof(argument) for argument in (sizes, *arrays))
     with _compiling:
