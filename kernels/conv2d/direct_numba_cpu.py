@@ -63,8 +63,9 @@ def fprop_row(row, problem, x, turned, bias, y):
                     weights = (r * problem.s + s) * problem.group_c * problem.k + first_k
                     pixel = n * x_n + first_c * x_c + h * x_h + w * x_w
                     products = add_scaled_rows(
-                        total, partial, products, problem.group_c, turned, weights, problem.k, x, pixel, x_c
-                    )
+                        total, partial, products, problem.group_c,
+                        turned, weights, problem.k, x, pixel, x_c,
+                    )  # fmt: skip
             flush(total, partial)
             for k in range(problem.group_k):
                 value = total[k] + bias[first_k + k] if bias.size > 0 else total[k]
@@ -119,17 +120,9 @@ def dgrad_row(row, problem, dy, turned, dx):
                     weights = ((r * problem.s + s) * problem.k + first_k) * problem.group_c
                     pixel = n * y_n + first_k * y_k + p * y_p + q * y_q
                     products = add_scaled_rows(
-                        total,
-                        partial,
-                        products,
-                        problem.group_k,
-                        turned,
-                        weights,
-                        problem.group_c,
-                        dy,
-                        pixel,
-                        y_k,
-                    )
+                        total, partial, products, problem.group_k,
+                        turned, weights, problem.group_c, dy, pixel, y_k,
+                    )  # fmt: skip
             flush(total, partial)
             for c in range(problem.group_c):
                 dx[n * x_n + (first_c + c) * x_c + h * x_h + w * x_w] = total[c]
