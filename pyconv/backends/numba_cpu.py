@@ -135,6 +135,15 @@ def threading_layer() -> str:
 # ---- Launching ---------------------------------------------------------------------------------------------
 
 
+def workspace_bytes(kernel: Kernel, problem: Problem) -> int:
+    """What a kernel turns once a call (``filters_last`` and its like); rows of sums are small beside it."""
+    if not isinstance(problem, Conv2dProblem):
+        return 0
+    turned = {"fprop": problem.w_size, "dgrad": problem.w_size, "wgrad": problem.y_size}
+    in_place = kernel.pass_ == "wgrad" and problem.layout == "nhwc"
+    return 0 if in_place else turned.get(kernel.pass_, 0) * problem.element_bytes
+
+
 def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     return Bound(kernel, problem)
 
