@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pyconv.backends.cache import Cache
+from pyconv.training import memory
 from tests import trainer
 from tests.test_data import fake_fashion
 
@@ -67,6 +69,35 @@ def test_memory_that_ends_is_one_line(tmp_path, kernels) -> None:
     assert error.endswith("could not be had); a lower --batch-size or a smaller model needs less\n")
     if kernels == "pyconv":
         assert " for the result of " in error or " for the workspace of " in error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 3145728 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "3 MiB",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "2.50 GiB"),
+        (MemoryError("Unable to allocate 1.5 GiB for an array with shape (9, 9)"), "1.5 GiB"),
+        (
+            RuntimeError(
+                "pyconv: can't allocate memory: tried to allocate 1000 bytes for the result of k [9]"
+            ),
+            "1000 bytes for the result of k",
+        ),
+        (MemoryError("std::bad_alloc"), "an unknown amount"),
+        (OSError(12, "Cannot allocate memory"), "an unknown amount"),
+        (OSError(2, "No such file or directory"), None),
+        (RuntimeError("shape mismatch"), None),
+        (ValueError("out of memory"), None),
+    ],
+)
+def test_what_is_an_end_of_memory(error, told) -> None:
+    assert memory.wanted(error) == told
 
 
 # Folders

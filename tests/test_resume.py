@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -74,19 +75,25 @@ def assert_equal(folder: Path, whole: Path) -> None:
     assert trainer.leftovers(folder) == []
 
 
-def interrupted_in(folder: Path, config: TrainConfig, step: int, patch: pytest.MonkeyPatch) -> str:
-    """Begin or go on, and press Ctrl-C in this step; the message."""
+def interrupted_in(
+    folder: Path,
+    config: TrainConfig,
+    step: int,
+    patch: pytest.MonkeyPatch,
+    number: signal.Signals = signal.SIGINT,
+) -> str:
+    """Begin or go on, and press Ctrl-C (or send another signal) in this step; the message."""
 
     def press(self: Checkpoints, pl_trainer, module, batch, index) -> None:
         if pl_trainer.global_step == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     with patch.context() as within:
         within.setattr(Checkpoints, "on_train_batch_start", press)
         resume, fit = (lambda: run.resume(folder, say=silent)), (lambda: run.fit(config, folder, silent))
         with pytest.raises(Interrupted) as caught:
             resume() if folder.exists() else fit()
-    assert caught.value.exit_status == 130
+    assert caught.value.exit_status == 128 + number
     return str(caught.value)
 
 
@@ -104,8 +111,8 @@ def ctrl_c():
 def test_ctrl_c_in_several_steps_changes_nothing(ctrl_c, whole, tmp_path, monkeypatch) -> None:
     """In the middle of an epoch, in its last step, and in the last step of all."""
     folder, config = tmp_path / "run", replace(TINY, checkpoint_every=None)
-    for step in (1, 3, 7):
-        message = interrupted_in(folder, config, step, monkeypatch)
+    for step, number in ((1, signal.SIGINT), (3, signal.SIGTERM), (7, signal.SIGINT)):
+        message = interrupted_in(folder, config, step, monkeypatch, number)
         assert message.startswith(
             f"interrupted after step {step + 1}, which was saved; `pyconv train --resume"
         )
@@ -327,9 +334,19 @@ def test_a_checkpoint_of_another_run_is_refused(whole, tmp_path) -> None:
 def test_two_processes_do_not_train_in_one_folder(whole, tmp_path) -> None:
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "report.md").unlink()
-    with files.locked(folder), pytest.raises(RunError, match=f"{folder}: another process is training in it"):
-        run.resume(folder, say=silent)
-    run.resume(folder, say=silent)
+    refused = pytest.raises(RunError, match=f"{folder}: another process is training in it")
+    with files.locked(folder):
+        with refused:
+            run.resume(folder, say=silent)
+        # As one that makes batches, and outlives a trainer that is killed.
+        context = multiprocessing.get_context("fork")
+        runs = context.Event()
+        child = context.Process(target=lambda: (runs.set(), time.sleep(60)))
+        child.start()
+        assert runs.wait(30)
+    with files.locked(folder):
+        child.kill()
+    child.join()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_newest_checkpoint(tmp_path, monkeypatch) -> None:

@@ -42,10 +42,7 @@ class SyncedIO(TorchCheckpointIO):
         """Write one; in memory first, where torch.save cannot meet a full disk."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        try:
-            Path(path).parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise files.cannot_write(Path(path), error) from None
+        files.make_folder(Path(path).parent)
         files.write(Path(path), buffer.getbuffer())
 
 

@@ -44,6 +44,19 @@ def write(path: Path, content: str | bytes | memoryview) -> None:
         raise cannot_write(path, error) from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it.
+
+    Raises:
+        RunError: naming it, if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
 def cannot_write(path: Path, error: OSError) -> RunError:
     """The error for a file or folder that cannot be written."""
     place = (
@@ -57,6 +70,8 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 
 def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,6 +116,7 @@ def locked(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise RunError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,4 +126,20 @@ def locked(folder: Path) -> Iterator[None]:
             pass  # a file system without locks
         yield
     finally:
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+#: A process that makes batches outlives a killed trainer by seconds; it must not hold the lock for it.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    for descriptor in _held:
         os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

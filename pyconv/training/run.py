@@ -99,10 +99,7 @@ def fit(
     _check_free(folder)
     data = _load(config, say)
     is_ours = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.cannot_write(folder, error) from None
+    files.make_folder(folder)
     try:
         with files.locked(folder):
             _check_free(folder)
