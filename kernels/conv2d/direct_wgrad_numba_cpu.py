@@ -6,7 +6,7 @@
 
 For one channel c and tap (r, s), dw[:,c,r,s] is a row of filters: the sum of the pixels of dy, which are such
 rows, each scaled by the element of x that it meets (``add_scaled_rows``). Pixels that meet the padding are
-left out, not multiplied by zero. That row is a unit. In nchw dy is turned to nhwc first, which costs one copy.
+left out, not multiplied by zero. That row is a unit. In nchw dy is turned to nhwc first: one copy of it.
 
 Rows run along k and not along c since a first layer has few channels. With groups, k runs over the filters of
 the group that channel c belongs to.
