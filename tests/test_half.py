@@ -98,7 +98,7 @@ def test_products_are_rounded_once(isa: str, algorithm: str, dtype: torch.dtype)
             _same(dx[..., ::3, ::3], expected[..., ::3, ::3])
 
 
-#: x, w, stride, padding: rows, results and sums too long for one block of the scratch that 16-bit elements need.
+#: x, w, stride, padding: rows, results and sums too long for one block of the scratch of 16-bit elements.
 LARGE_CONVS: list[Any] = [
     ((1, 3, 3, 150), (1600, 3, 3, 3), 1, 1),
     ((1, 1, 2, 100_003), (1, 1, 2, 3), (1, 64), (0, 1)),
