@@ -167,8 +167,8 @@ def substitute(kernel: Kernel, device_type: str, in_force: Settings) -> str | No
     reasons = [backends.unavailable(each, device_type) for each in _NATIVE["cpu"]]
     if reasons[0] is None:
         return None
-    if kernel.backend == "aten":  # where only the dtype has no kernel of ours, nothing is missing
-        return f"torch's own kernels run: {'; '.join(map(str, reasons))}" if all(reasons) else None
+    if kernel.backend == "aten":  # Numba is missing too, or has no such dtype
+        return f"torch's own kernels run: {'; '.join(filter(None, reasons))}"
     return f"backend {kernel.backend} takes the place of backend cpu: {reasons[0]}"
 
 

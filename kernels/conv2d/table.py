@@ -41,7 +41,7 @@ def _numba_cpu(pass_: str, source: str, batch_invariant: bool = False) -> Kernel
         pass_,
         "direct",
         "numba-cpu",
-        FLOATS,
+        ("f32", "f64"),  # Numba has no 16-bit floats on a CPU
         source=f"conv2d/{source}",
         batch_invariant=batch_invariant,
         proved=("cpu",),

@@ -26,7 +26,8 @@ def _cpu(pass_: str, source: str) -> Kernel:
 
 
 def _numba_cpu(pass_: str, source: str) -> Kernel:
-    return dataclasses.replace(_cpu(pass_, source), backend="numba-cpu")
+    # Numba has no 16-bit floats on a CPU.
+    return dataclasses.replace(_cpu(pass_, source), backend="numba-cpu", dtypes=("f32", "f64"))
 
 
 def _aten(pass_: str) -> Kernel:

@@ -36,6 +36,18 @@ def load() -> ctypes.CDLL | str:
     except OSError as error:
         return f"{LIBRARY.name} cannot be loaded: {error}"
     library = ctypes.CDLL(str(LIBRARY))
+    try:
+        _declare(library)
+    except AttributeError as error:
+        return f"{LIBRARY.name} was built from other sources than these ({error}); set pyconv up again"
+    refused = str(library.pyconv_isa_error().decode())
+    if refused:
+        return refused
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """The types of its functions. Raises ``AttributeError`` for one that it does not have."""
     for function in ("pyconv_isa", "pyconv_isa_error", "pyconv_isas", "pyconv_kernels"):
         getattr(library, function).restype = ctypes.c_char_p
     for function in ("pyconv_bind_conv2d", "pyconv_bind_pool2d"):
@@ -48,10 +60,6 @@ def load() -> ctypes.CDLL | str:
     library.pyconv_bound.restype = ctypes.c_int64
     for function in ("pyconv_conv2d_sizes", "pyconv_pool2d_sizes"):
         getattr(library, function).argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64))
-    refused = str(library.pyconv_isa_error().decode())
-    if refused:
-        return refused
-    return library
 
 
 def _library() -> ctypes.CDLL:
