@@ -98,7 +98,7 @@ def test_products_are_rounded_once(isa: str, algorithm: str, dtype: torch.dtype)
             _same(dx[..., ::3, ::3], expected[..., ::3, ::3])
 
 
-#: x, w, stride, padding: rows, results and sums too long for one block of the scratch of 16-bit elements.
+#: x, w, stride, padding: rows, results and sums too long for one block of the scratch that 16 bits need.
 LARGE_CONVS: list[Any] = [
     ((1, 3, 3, 150), (1600, 3, 3, 3), 1, 1),
     ((1, 1, 2, 100_003), (1, 1, 2, 3), (1, 64), (0, 1)),
@@ -110,7 +110,7 @@ LARGE_CONVS: list[Any] = [
 
 @pytest.mark.parametrize("case", LARGE_CONVS, ids=str)
 @HALVES
-def test_large_convolutions_are_exact_sums_rounded_once(dtype: torch.dtype, case: Any) -> None:
+def test_large_convolutions_are_exact_sums_rounded_once(isa: str, dtype: torch.dtype, case: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randint(-3, 4, shape, generator=generator).float().requires_grad_() for shape in case[:2])
     y = F.conv2d(x, w, None, *case[2:])
