@@ -129,18 +129,18 @@ def test_a_wild_learning_rate_is_one_line(tmp_path, capsys) -> None:
 
 def test_kernels_that_cannot_run_are_refused_and_not_replaced(trained, tmp_path, monkeypatch, capsys) -> None:
     """Torch's own kernels under our name would make every figure of the report a false one."""
-    command = [sys.executable, "-m", "pyconv", "train", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "PYCONV_ISA": "avx1024"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert result.stderr.startswith("error: --kernels: pyconv's cannot run here (")
-    assert not (tmp_path / "run").exists()
     monkeypatch.setattr("pyconv.backends.unavailable", lambda backend, device: "not built")
-    for arguments in (["train", "--resume", str(trained)], ["evaluate", str(trained)]):
+    new = str(tmp_path / "run")
+    for arguments in (
+        ["train", "--out", new],
+        ["train", "--resume", str(trained)],
+        ["evaluate", str(trained)],
+    ):
         assert cli.main(arguments) == 2
         assert capsys.readouterr().err == (
             "error: --kernels: pyconv's cannot run here (not built); aten takes torch's own\n"
         )
+    assert not (tmp_path / "run").exists()
 
 
 def test_as_a_program() -> None:

@@ -108,23 +108,28 @@ def card_of(run: Path) -> tuple[dict[str, Tensor], Card]:
     return weights.load(run / WEIGHTS)
 
 
-def check_kernels(kernels: str, backend: str) -> None:
+def check_kernels(kernels: str, device: str) -> None:
     """Refuse our kernels where none of them can run: each layer would be torch's own, under our name.
 
     Args:
         kernels: ``pyconv`` or ``aten``.
-        backend: ``cpu`` or ``cuda``, where the network will run.
+        device: ``cpu`` or ``cuda``, where the network will run.
 
     Raises:
-        UsageError: if they cannot run here, or ``PYCONV_KERNELS`` names none of them.
+        UsageError: if no backend of ours can run here, or ``PYCONV_KERNELS`` or ``PYCONV_BACKEND`` asks for
+            what is not there.
     """
     if kernels != "pyconv":
         return
     from pyconv import backends, selection
 
     selection.check_environment()
-    reason = backends.unavailable(backend, backend)
-    if reason is not None and not selection.forced():
+    try:
+        ours = selection.natives(device)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error)) from None
+    if not ours and not selection.forced():
+        reason = backends.unavailable(device, device)
         raise UsageError(f"--kernels: pyconv's cannot run here ({reason}); aten takes torch's own")
 
 
