@@ -45,14 +45,15 @@ def write(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it.
+    """Make a folder, and those above it, if it is not there.
 
     Raises:
         RunError: naming it, if it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync_folder(folder.parent)
     except OSError as error:
         raise cannot_write(folder, error) from None
 
