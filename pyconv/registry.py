@@ -54,6 +54,9 @@ class Kernel:
         accuracy: ``standard``: relative L2 error against float64 at most twice torch's own, and one rounding.
             A kernel that trades accuracy for speed states the relative L2 error it is held to instead, and
             why: ``1e-3 (tf32)``. Such a line is of one dtype. See :attr:`error_bound`.
+        algebra: ``direct``: it multiplies the elements themselves, as the definition does; ``winograd``: sums
+            and differences of them, whose rounding errors are of another kind. Precision ``exact`` leaves
+            the latter out (:func:`pyconv.switches.set_algorithm_precision`).
         proved: Where the battery has passed on it: ``cpu``, ``emulator``, or a GPU's name.
         problems: Problems that the battery adds for this line to the shared list: the edges of its own tiles.
             Text forms without dtype and layout.
@@ -73,6 +76,7 @@ class Kernel:
     exact_integers: bool = True
     nonfinite: Literal["local", "padding", "tile"] = "local"
     accuracy: str = "standard"
+    algebra: Literal["direct", "winograd"] = "direct"
     proved: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     program: MakeProgram | None = None
@@ -83,6 +87,7 @@ class Kernel:
             ("pass_", self.pass_, PASSES.get(self.operation, ())),
             ("backend", self.backend, BACKENDS),
             ("nonfinite", self.nonfinite, ("local", "padding", "tile")),
+            ("algebra", self.algebra, ("direct", "winograd")),
         ):
             if value not in accepted:
                 raise ValueError(f"Kernel {self.id}: {name}={value!r}; accepted: {', '.join(accepted)}")

@@ -101,6 +101,7 @@ class Settings(NamedTuple):
     emulation: Emulator | None = None
     tf32: bool = False
     workspace_limit: int | None = None
+    precision: str = "standard"
 
 
 def tf32() -> bool:
@@ -123,7 +124,9 @@ def settings(problem: Problem, device_type: str) -> Settings:
     """What is in force now, as far as it matters to this problem."""
     emulation = cuda.emulation()
     in_tf32 = heeds_tf32(problem, device_type, emulation) and tf32()
-    return Settings(forced(), emulation, in_tf32, switches.current().workspace_limit)
+    now = switches.current()
+    precision = now.precision if isinstance(problem, Conv2dProblem) else "standard"
+    return Settings(forced(), emulation, in_tf32, now.workspace_limit, precision)
 
 
 # ---- Choosing ---------------------------------------------------------------------------------------------
@@ -207,6 +210,12 @@ def _cuda_preference(problem: Conv2dProblem, tf32: bool) -> Preference:
         order.append(("im2col_gemm_tf32", "tensor cores, and torch allows TF32 (not measured)"))
     if problem.dtype in ("f16", "bf16"):
         order.append(("im2col_gemm_tensor", "tensor cores (not measured)"))
+    if min(problem.group_c, problem.group_k) >= 32:
+        for m in (4, 2):
+            less = f"1/{9 / (m + 2) ** 2 * m**2:g} of the products"
+            order.append(
+                (f"winograd_{m}x{m}", f"{less}, and channels that outweigh its transforms (not measured)")
+            )
     order.append(("im2col_gemm_pipelined", "tiles in registers, loads ahead of their use (not measured)"))
     if problem.dtype == "f64":
         order.append(("im2col_gemm_tensor", "tensor cores of double, which few devices have (not measured)"))
@@ -256,7 +265,20 @@ def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Setti
     limit = in_force.workspace_limit
     if reason is None and limit is not None and (needed := backends.workspace_bytes(kernel, problem)) > limit:
         return f"{needed:,} bytes of workspace, and pyconv.set_workspace_limit is {limit:,}"
-    return reason
+    return reason or _too_imprecise(kernel, in_force.precision)
+
+
+def _too_imprecise(kernel: Kernel, precision: str) -> str | None:
+    """Why a line may not be taken under a precision."""
+    switch = f"the algorithm precision is {precision!r}, and"
+    if precision == "exact" and kernel.algebra != "direct":
+        return f"{switch} this is {kernel.algebra} (pyconv.set_algorithm_precision)"
+    error = kernel.error_bound
+    if error is None or "tf32" in kernel.accuracy or (precision == "fast" and error <= switches.FAST_ERROR):
+        return None
+    if precision == "fast":
+        return f"{switch} its error may be {error:g}, above {switches.FAST_ERROR:g}"
+    return f"{switch} its error may be {error:g}: takes 'fast' (pyconv.set_algorithm_precision)"
 
 
 def _choose(

@@ -6,7 +6,15 @@ runs under the switches that were in force for its forward.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
+
+#: What :func:`set_algorithm_precision` takes, from the strictest on.
+PRECISIONS = ("exact", "standard", "fast")
+#: The largest error that a line may state to be taken under ``fast``.
+FAST_ERROR = 1e-5
 
 
 class Switches(NamedTuple):
@@ -14,17 +22,22 @@ class Switches(NamedTuple):
 
     Attributes:
         workspace_limit: Most bytes of scratch memory that a kernel may ask for; ``None`` for any number.
+        precision: Of algorithms, one of :data:`PRECISIONS`.
     """
 
     workspace_limit: int | None = None
+    precision: str = "standard"
 
 
 _now = Switches()
+#: What :func:`algorithm_precision` has put in force in this thread.
+_precision: ContextVar[str | None] = ContextVar("pyconv_precision", default=None)
 
 
 def current() -> Switches:
     """The switches in force."""
-    return _now
+    precision = _precision.get()
+    return _now if precision is None else _now._replace(precision=precision)
 
 
 def set_workspace_limit(limit: int | None) -> None:
@@ -56,3 +69,51 @@ def set_workspace_limit(limit: int | None) -> None:
 def get_workspace_limit() -> int | None:
     """The limit of :func:`set_workspace_limit`, in bytes, or ``None``."""
     return _now.workspace_limit
+
+
+def set_algorithm_precision(precision: str) -> None:
+    """How much an algorithm may trade accuracy for speed, from now on and in every thread.
+
+    Args:
+        precision: ``"exact"``: only kernels that multiply the elements themselves, no Winograd.
+            ``"standard"`` (the default): besides, those whose relative L2 error stays within twice torch's
+            own, and one rounding, as Winograd F(2x2, 3x3). ``"fast"``: besides, those that state an error of
+            at most 1e-5, as Winograd F(4x4, 3x3).
+
+    float32 stays float32 in all three; whether TF32 may be used is torch's switch alone. No name that
+    :func:`pyconv.use` asks for overrides it.
+
+    Raises:
+        ValueError: for another name.
+    """
+    global _now
+    _now = _now._replace(precision=_checked_precision("set_algorithm_precision", precision))
+
+
+def get_algorithm_precision() -> str:
+    """What :func:`set_algorithm_precision` or :func:`algorithm_precision` has put in force here."""
+    return current().precision
+
+
+@contextlib.contextmanager
+def algorithm_precision(precision: str) -> Iterator[None]:
+    """Within the block, in this thread, the precision of :func:`set_algorithm_precision`.
+
+    A backward has the precision of its forward, wherever it runs.
+
+    Raises:
+        ValueError: for another name than ``"exact"``, ``"standard"`` or ``"fast"``.
+    """
+    token = _precision.set(_checked_precision("algorithm_precision", precision))
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
+def _checked_precision(where: str, precision: str) -> str:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ValueError(
+            f"{where}(): argument 'precision' is {precision!r}; accepted: {', '.join(PRECISIONS)}"
+        )
+    return precision

@@ -61,7 +61,8 @@ class Product:
         result: The dtype of C: that of the operands, or of the sums (``f32``, for ``f64`` ``f64``).
         split_k: Terms of one split; a multiple of :attr:`Rung.tile`'s BK unless there is one split.
         split_stride: Elements of C from split to split.
-        bias_along: ``m`` or ``n``. The bias is the operand of that name: null in a pass that has none.
+        bias: The operand that is added, null in a pass that has none; ``None`` for no bias in any pass.
+        bias_along: ``m`` or ``n``.
         accumulate: C += instead of C =.
     """
 
@@ -77,6 +78,7 @@ class Product:
     splits: int = 1
     split_k: int = MOST
     split_stride: int = 0
+    bias: str | None = "bias"
     bias_along: str = "m"
     bias_stride: int = 0
     accumulate: bool = False
@@ -194,12 +196,13 @@ class Rung:
 
     def step(self, product: Product) -> Step:
         tile = self.choose(product) if self.choose else self.tile(product.dtype)
+        bias = ctypes.c_int64(0) if product.bias is None else product.bias
         return Step(
             self.source,
             self.kernel(product),
             (product.blocks(tile), 1, 1),
             (tile.threads, 1, 1),
-            (product.to_c(), product.a.at, product.b.at, "bias", product.c.at),
+            (product.to_c(), product.a.at, product.b.at, bias, product.c.at),
             tile.shared_bytes,
             self.sass(product),
         )
