@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from pyconv import backends, switches
+from pyconv import backends, gpu_model, switches
 from pyconv.backends import cuda
 from pyconv.backends.emulator import Emulator
 from pyconv.errors import UnknownKernel
@@ -180,11 +180,11 @@ Preference = list[tuple[str, str]]
 _ASKED = "asked for by"
 
 
-def _preference(problem: Problem, pass_: str, backend: str, tf32: bool) -> Preference:
-    """A backend's algorithms in the order of expected speed, each with the reason."""
+def _preference(problem: Problem, pass_: str, backend: str, able: list[Kernel]) -> Preference:
+    """A backend's algorithms in the order of expected speed, each with the reason; ``able`` are its lines."""
     if isinstance(problem, Pool2dProblem) or pass_ == "bgrad" or backend == "numba-cpu":
         return [("direct", "the only algorithm of ours")]
-    return _cuda_preference(problem, tf32) if backend == "cuda" else _cpu_preference(problem, pass_)
+    return _cuda_preference(problem, able) if backend == "cuda" else _cpu_preference(problem, pass_)
 
 
 def _cpu_preference(problem: Conv2dProblem, pass_: str) -> Preference:
@@ -197,35 +197,14 @@ def _cpu_preference(problem: Conv2dProblem, pass_: str) -> Preference:
     return [direct, ("im2col_gemm", "second choice")]
 
 
-def _cuda_preference(problem: Conv2dProblem, tf32: bool) -> Preference:
-    # From what the kernels are made for; not measured yet.
-    order: Preference = []
-    if problem.groups > 1:
-        order.append(
-            ("depthwise", "depthwise: channels share nothing, so memory is the limit (not measured)")
-        )
-    if problem.c <= 4:
-        order.append(("direct_stem", "few channels: the filters fit a block's registers (not measured)"))
-    if tf32:
-        order.append(("im2col_gemm_tf32", "tensor cores, and torch allows TF32 (not measured)"))
-    if problem.dtype in ("f16", "bf16"):
-        order.append(("im2col_gemm_tensor", "tensor cores (not measured)"))
-    if min(problem.group_c, problem.group_k) >= 32:
-        for m in (4, 2):
-            less = f"1/{9 / (m + 2) ** 2 * m**2:g} of the products"
-            order.append(
-                (f"winograd_{m}x{m}", f"{less}, and channels that outweigh its transforms (not measured)")
-            )
-    order.append(("im2col_gemm_pipelined", "tiles in registers, loads ahead of their use (not measured)"))
-    if problem.dtype == "f64":
-        order.append(("im2col_gemm_tensor", "tensor cores of double, which few devices have (not measured)"))
-    return [
-        *order,
-        ("im2col_gemm_register", "tiles in registers (not measured)"),
-        ("direct_tiled", "tiles in shared memory (not measured)"),
-        ("im2col_gemm_tiled", "tiles in shared memory, after im2col (not measured)"),
-        ("direct_naive", "takes every problem"),
-    ]
+def _cuda_preference(problem: Conv2dProblem, able: list[Kernel]) -> Preference:
+    # Not measured yet. Equals stay in the order of the table.
+    ordered = sorted(able, key=lambda kernel: _modelled(kernel, problem).seconds)
+    return [(kernel.algorithm, "the least time by the model") for kernel in ordered]
+
+
+def _modelled(kernel: Kernel, problem: Problem) -> gpu_model.Estimate:
+    return gpu_model.estimate(kernel, problem, gpu_model.present_gpu())
 
 
 def choices(
@@ -247,14 +226,19 @@ def choices(
     with cuda.emulating(in_force.emulation):
         taken = natives(device_type)
     chosen, reason = _choose(problem, pass_, taken, able, in_force)
-    return [
-        Choice(kernel, True, f"chosen: {reason}")
-        if kernel is chosen
-        else Choice(kernel, False, f"not able: {why_not[kernel.id]}")
-        if why_not[kernel.id]
-        else Choice(kernel, False, _why_not_chosen(kernel, chosen, reason, taken, device_type))
-        for kernel in lines
-    ]
+
+    def said(kernel: Kernel) -> str:
+        if why_not[kernel.id]:
+            return f"not able: {why_not[kernel.id]}"
+        text = (
+            f"chosen: {reason}"
+            if kernel is chosen
+            else _why_not_chosen(kernel, chosen, reason, taken, device_type)
+        )
+        is_modelled = kernel.backend == device_type == "cuda" and operation == "conv2d" and pass_ != "bgrad"
+        return f"{text}; {_modelled(kernel, problem)}" if is_modelled else text
+
+    return [Choice(kernel, kernel is chosen, said(kernel)) for kernel in lines]
 
 
 def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Settings) -> str | None:
@@ -287,7 +271,9 @@ def _choose(
     reasons = {
         (backend, algorithm): (rank, reason)
         for backend in dict.fromkeys(kernel.backend for kernel in able if kernel.backend != "aten")
-        for rank, (algorithm, reason) in enumerate(_preference(problem, pass_, backend, in_force.tf32))
+        for rank, (algorithm, reason) in enumerate(
+            _preference(problem, pass_, backend, [kernel for kernel in able if kernel.backend == backend])
+        )
     }
     unranked = (len(reasons), "no other of ours supports the problem")
 

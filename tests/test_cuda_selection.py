@@ -162,19 +162,12 @@ def test_ours_is_preferred_on_a_gpu_and_torchs_is_the_last_resort(on_a_gpu: None
 
 
 def test_the_order_of_preference_names_each_algorithm_once() -> None:
-    for text, dtype, tf32, first in (
-        ("conv2d n2c16h9w9 k8r3s3", "f32", False, "im2col_gemm_pipelined"),
-        ("conv2d n2c16h9w9 k8r3s3", "f32", True, "im2col_gemm_tf32"),
-        ("conv2d n2c16h9w9 k8r3s3", "f64", False, "im2col_gemm_pipelined"),
-        ("conv2d n2c16h9w9 k8r3s3", "bf16", False, "im2col_gemm_tensor"),
-        ("conv2d n2c3h9w9 k8r3s3", "bf16", False, "direct_stem"),
-        ("conv2d n2c16h9w9 k16r3s3 g16", "f16", False, "depthwise"),
-    ):
-        problem = parse_problem(f"{text} {dtype}")
-        assert isinstance(problem, Conv2dProblem)
-        names = [name for name, _ in selection._cuda_preference(problem, tf32)]
-        assert names[0] == first
-        assert len(names) == len(set(names))
+    problem = parse_problem("conv2d n2c16h9w9 k8r3s3")
+    assert isinstance(problem, Conv2dProblem)
+    able = [k for k in registry.kernels("conv2d", "fprop") if k.backend == "cuda" and not k.supports(problem)]
+    names = [name for name, _ in selection._cuda_preference(problem, able)]
+    assert sorted(names) == sorted(kernel.algorithm for kernel in able)
+    assert len(names) == len(set(names)) > 5
 
 
 # ---- The registered operators ----

@@ -4,7 +4,7 @@ import ctypes
 
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32
 
-from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_type
+from pyconv.backends.program import Program, Scratch, Step, Work, blocks, cpp_type, unit_of
 from pyconv.problem import Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
@@ -24,6 +24,23 @@ KNOWN = ((3, 1), (3, 2), (5, 1), (5, 2))
 CHUNK_PIXELS = {"nchw": 16 * THREADS, "nhwc": 16 * THREADS // 32}
 #: wgrad: chunks, at most: enough blocks for any device, and partial sums far smaller than x and dy.
 MOST_CHUNKS = 256
+
+
+#: Of the FMAs' peak, with taps known when compiled and not: a thread of 4 outputs of 3x3 has 36 FMAs among
+#: some 130 instructions. An estimate; DRAM bounds all but large filters.
+SHARE, SHARE_OF_ANY = 0.25, 0.1
+
+
+def _work(problem: Conv2dProblem, scratch_bytes: float = 0) -> Work:
+    return Work(
+        flops=problem.flops("fprop"),
+        unit=unit_of(problem),
+        share=SHARE_OF_ANY if _filter(problem).startswith("0") else SHARE,
+        tensor_bytes=problem.bytes("fprop"),
+        scratch_bytes=scratch_bytes,
+        resident=4,
+        concurrent=4,
+    )
 
 
 def _filter(problem: Conv2dProblem) -> str:
@@ -55,6 +72,7 @@ def _gather(problem: Problem, dgrad: bool) -> Program:
             grid=(blocks(n * channels, z), blocks(columns, x), blocks(blocks(rows, ROWS), y)),
             block=(x, y, z),
             arguments=(problem, *operands),
+            work=_work(problem),
         )
     else:
         whole = 16 // problem.element_bytes
@@ -67,6 +85,7 @@ def _gather(problem: Problem, dgrad: bool) -> Program:
             block=(VECTORS, y, 1),
             arguments=(problem, *operands),
             sass=("LDG.E.128", "STG.E.128") if vector > 1 else (),
+            work=_work(problem),
         )
     return Program((step,))
 
@@ -99,6 +118,7 @@ def wgrad(problem: Problem) -> Program:
         grid=(problem.k if is_nchw else blocks(problem.k, 32), chunks, taps),
         block=(THREADS, 1, 1) if is_nchw else (32, THREADS // 32, 1),
         arguments=(problem, "x", "dy", Scratch(), ctypes.c_int32(rows_per_chunk)),
+        work=_work(problem, chunks * problem.w_size * sum_bytes),
     )
     add_chunks = Step(
         "conv2d/depthwise_wgrad.cu",
@@ -106,6 +126,10 @@ def wgrad(problem: Problem) -> Program:
         grid=(blocks(problem.w_size, THREADS), 1, 1),
         block=(THREADS, 1, 1),
         arguments=(Scratch(), ctypes.c_int32(chunks), ctypes.c_int64(problem.w_size), "dw"),
+        work=Work(
+            tensor_bytes=problem.w_size * problem.element_bytes,
+            scratch_bytes=chunks * problem.w_size * sum_bytes,
+        ),
     )
     return Program((add_up, add_chunks), workspace_bytes=chunks * problem.w_size * sum_bytes)
 

@@ -2,7 +2,7 @@
 
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32
 
-from pyconv.backends.program import Program, Step, blocks, cpp_layout, cpp_type
+from pyconv.backends.program import Program, Step, Work, blocks, cpp_layout, cpp_type, unit_of
 from pyconv.problem import Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
@@ -10,6 +10,8 @@ SOURCE = "conv2d/direct_naive.cu"
 
 #: Threads of a block: 8 warps. There is nothing to share in a block; any multiple of a warp would do.
 THREADS = 256
+#: Of the FMAs' peak: instructions bound it in nchw, the many lines that a warp touches in nhwc (README.md).
+SHARE = {"nchw": 0.07, "nhwc": 0.0075}
 
 
 def _program(problem: Problem, name: str, operands: tuple[str, ...], elements: int) -> Program:
@@ -19,6 +21,14 @@ def _program(problem: Problem, name: str, operands: tuple[str, ...], elements: i
         grid=(blocks(elements, THREADS), 1, 1),
         block=(THREADS, 1, 1),
         arguments=(problem, *operands),
+        work=Work(
+            flops=problem.flops("fprop"),
+            unit=unit_of(problem),
+            share=SHARE[problem.layout],
+            tensor_bytes=problem.bytes("fprop"),
+            resident=8,
+            concurrent=8,
+        ),
     )
     return Program((step,))
 

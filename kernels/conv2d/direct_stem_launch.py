@@ -18,7 +18,7 @@ from pyconv.kernels.conv2d.direct_tile import (
     tiled_plan,
     tiles,
 )
-from pyconv.kernels.conv2d.direct_tiled_launch import gather_step
+from pyconv.kernels.conv2d.direct_tiled_launch import SHARE_OF_KNOWN, gather_step, work
 from pyconv.kernels.conv2d.direct_wgrad_tile import (
     THREADS,
     WgradPlan,
@@ -26,6 +26,7 @@ from pyconv.kernels.conv2d.direct_wgrad_tile import (
     cheapest,
     pixel_tiles,
     wgrad_plan,
+    wgrad_work,
 )
 from pyconv.kernels.conv2d.gather import Gather, gather
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32, planes_fit_int32
@@ -57,6 +58,9 @@ DGRAD_TILE = RegisterTile(8, 4)
 WGRAD_TM, WGRAD_TN = 8, 7
 WGRAD_TM_DOUBLE = 4
 WARPS = THREADS // 32
+
+#: FMAs among the instructions of the inner loops (README.md). 3x3 taps at stride 1 have ``direct_tiled``'s.
+SHARE, WGRAD_SHARE = 0.86, 0.78
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def fprop(problem: Problem) -> Program:
     # As many blocks as an H100 holds, each with equally many tiles, and with the same filters in all of them.
     rounds = max(1, blocks(total, RESIDENT_BLOCKS))
     grid = min(total, blocks(blocks(total, rounds), max(1, plan.filter_blocks)) * plan.filter_blocks)
-    numbers = (tile.thread.tm, tile.thread.tn, THREADS, *_known_taps(g))
+    known = _known_taps(g)
+    numbers = (tile.thread.tm, tile.thread.tn, THREADS, *known)
     step = Step(
         SOURCE,
         kernel=f"direct_stem<{cpp_type(problem)}, {cpp_layout(problem)}, {', '.join(map(str, numbers))}>",
@@ -107,6 +112,7 @@ def fprop(problem: Problem) -> Program:
         arguments=(problem, plan, ctypes.c_int32(total), "x", "w", "bias", "y"),
         shared_bytes=tile.shared_bytes(tile.channels),
         sass=("LDS.128", "FFMA" if g.sum_bytes == 4 else "DFMA"),
+        work=work(tile, total, grid, SHARE_OF_KNOWN if known == (3, 1) else SHARE),
     )
     return Program((step,))
 
@@ -185,6 +191,7 @@ def wgrad(problem: Problem) -> Program:
         arguments=(a, StemWgradPlan(plan, tile.entry_warps, tile.copies), "x", "dy", Scratch()),
         shared_bytes=tile.shared_bytes,
         sass=("LDS.128", "FFMA" if tile.sum_bytes == 4 else "DFMA"),
+        work=wgrad_work(tile, plan, WGRAD_SHARE),
     )
     copies = plan.splits * tile.copies
     return Program((step, sum_splits(a, copies)), workspace_bytes=copies * a.w_size * tile.sum_bytes)

@@ -8,6 +8,7 @@ from pyconv.kernels.conv2d.direct_tile import (
     MOST_SHARED_BYTES,
     THREADS,
     RegisterTile,
+    Tile,
     best_tile,
     register_tile,
     tiled_plan,
@@ -15,7 +16,7 @@ from pyconv.kernels.conv2d.direct_tile import (
 from pyconv.kernels.conv2d.gather import Gather, gather
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32, planes_fit_int32
 
-from pyconv.backends.program import Program, Step, cpp_layout, cpp_type
+from pyconv.backends.program import Program, Step, Work, cpp_layout, cpp_type, unit_of
 from pyconv.problem import Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
@@ -26,6 +27,30 @@ def _known_taps(g: Gather) -> tuple[int, int]:
     """Taps and stride of the instantiation that knows them; doubles have no registers left for it."""
     is_plain = all((axis.classes, axis.in_step, axis.tap_step) == (1, 1, 1) for axis in (g.rows, g.columns))
     return (3, 1) if is_plain and (g.rows.taps, g.columns.taps) == (3, 3) and g.sum_bytes == 4 else (0, 0)
+
+
+#: FMAs among the instructions of the inner loop, with any taps and with those that are known (README.md).
+SHARE, SHARE_OF_KNOWN = 0.79, 0.89
+
+
+#: One block alone waits for what it stages, half as long as it computes: an estimate.
+CONCURRENT = 1.5
+
+
+def work(tile: Tile, tiles: int, filter_stagings: int, share: float) -> Work:
+    """Of that many tiles, one after the other or side by side."""
+    g, thread = tile.gather, tile.thread
+    problem = g.problem
+    # Elements that all blocks stage, of one in channel.
+    staged = tiles * tile.patch.places + filter_stagings * g.taps * tile.filters
+    return Work(
+        flops=2.0 * tiles * g.in_channels * g.taps * THREADS * thread.tm * thread.tn,
+        unit=unit_of(problem),
+        share=share,
+        tensor_bytes=problem.bytes(g.pass_),
+        cache_bytes=staged * g.in_channels * problem.element_bytes,
+        concurrent=CONCURRENT,
+    )
 
 
 def gather_step(g: Gather, thread: RegisterTile, operands: tuple[str, str, str, str]) -> Step:
@@ -43,6 +68,7 @@ def gather_step(g: Gather, thread: RegisterTile, operands: tuple[str, str, str, 
         arguments=(problem, plan, *operands),
         shared_bytes=tile.shared_bytes(tile.channels),
         sass=("LDS.128", "FFMA" if g.sum_bytes == 4 else "DFMA"),
+        work=work(tile, grid, grid, SHARE_OF_KNOWN if _known_taps(g) != (0, 0) else SHARE),
     )
 
 

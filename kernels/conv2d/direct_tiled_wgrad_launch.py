@@ -12,6 +12,7 @@ from pyconv.kernels.conv2d.direct_wgrad_tile import (
     cheapest,
     pixel_tiles,
     wgrad_plan,
+    wgrad_work,
 )
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32, planes_fit_int32
 from pyconv.kernels.conv2d.wgrad_sum_launch import sum_splits
@@ -27,6 +28,8 @@ TM, TN = 16, 4
 TM_DOUBLE = 8
 #: Groups of TM filters of a block; the 256 / groups threads of a group share them and differ in entries.
 GROUPS = (1, 2, 4, 8)
+#: FMAs among the instructions of the inner loop (README.md).
+SHARE = 0.79
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def wgrad(problem: Problem) -> Program:
         arguments=(a, plan, "x", "dy", Scratch()),
         shared_bytes=tile.shared_bytes,
         sass=("LDS.128", "FFMA" if tile.sum_bytes == 4 else "DFMA"),
+        work=wgrad_work(tile, plan, SHARE),
     )
     return Program(
         (step, sum_splits(a, plan.splits)), workspace_bytes=plan.splits * a.w_size * tile.sum_bytes

@@ -11,7 +11,7 @@ from typing import TypeVar
 from pyconv.kernels.conv2d.gather import Axis, gather
 from pyconv.kernels.conv2d.patch import Patch, make_patch, quiet_pitch
 
-from pyconv.backends.program import blocks
+from pyconv.backends.program import Work, blocks, unit_of
 from pyconv.problem import Conv2dProblem
 
 #: Threads of a block: with the 128 registers that 64 sums need, two blocks fill a multiprocessor's registers.
@@ -52,6 +52,10 @@ class WgradPlan(ctypes.Structure):
             )
         ),
     )  # fmt: skip
+
+    splits: int
+    filter_blocks: int
+    entry_blocks: int
 
 
 @dataclass(frozen=True)
@@ -203,3 +207,20 @@ def wgrad_plan(tile: WgradTile) -> tuple[WgradPlan, int]:
         tile.pixels * tile.dy_pitch, tile.patch_size,
     )  # fmt: skip
     return plan, dw_blocks * splits
+
+
+def wgrad_work(tile: WgradTile, plan: WgradPlan, share: float) -> Work:
+    """Of the launch that makes the copies of dw."""
+    a = tile.problem
+    image_tiles, row_tiles, column_tiles = tile.tiles
+    staged = image_tiles * row_tiles * column_tiles * a.groups * plan.filter_blocks * plan.entry_blocks
+    elements = tile.patch.places * tile.channels + tile.pixels * tile.filters  # that a block stages at a time
+    return Work(
+        flops=2.0 * staged * tile.pixels * tile.filters * tile.entries,
+        unit=unit_of(a),
+        share=share,
+        tensor_bytes=(a.x_size + a.y_size) * a.element_bytes,
+        scratch_bytes=plan.splits * tile.copies * a.w_size * tile.sum_bytes,
+        cache_bytes=staged * elements * a.element_bytes,
+        concurrent=1.5,  # as in direct_tiled_launch.py
+    )

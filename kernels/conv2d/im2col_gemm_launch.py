@@ -23,7 +23,7 @@ from pyconv.kernels.gemm.gemm_launch import Product, Rung
 from pyconv.kernels.gemm.simt_launch import PIPELINED_RUNG, REGISTER_RUNG, TILED_RUNG
 from pyconv.kernels.gemm.tensor_launch import TENSOR_RUNG, TF32_ACCURACY, TF32_RUNG
 
-from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_type
+from pyconv.backends.program import Program, Scratch, Step, Work, blocks, cpp_type
 from pyconv.problem import DTYPES, Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
@@ -145,6 +145,10 @@ def _sum_splits(problem: Conv2dProblem, partial_sums: Scratch, splits: int) -> S
         (blocks(problem.w_size, SUM_THREADS), 1, 1),
         (SUM_THREADS, 1, 1),
         (partial_sums, "dw", ctypes.c_int64(problem.w_size), ctypes.c_int32(splits)),
+        work=Work(
+            tensor_bytes=problem.w_size * problem.element_bytes,
+            scratch_bytes=splits * problem.w_size * DTYPES[_sums(problem)].itemsize,
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pyconv.kernels.conv2d.restrictions import indices_fit_int32
 from pyconv.kernels.gemm.gemm_launch import Matrix
 
-from pyconv.backends.program import Argument, Scratch, Step, blocks, cpp_layout, cpp_type
+from pyconv.backends.program import Argument, Scratch, Step, Work, blocks, cpp_layout, cpp_type
 from pyconv.problem import DTYPES, Conv2dProblem, Problem
 
 SOURCE = "conv2d/im2col.cu"
@@ -138,6 +138,11 @@ class Chunk:
             (THREADS, 1, 1),
             (problem, chunk, *arguments),
             sass=("LDG.E.128", "STG.E.128") if vector > 1 else (),
+            work=Work(
+                tensor_bytes=self.images * problem.c * problem.h * problem.w * problem.element_bytes,
+                scratch_bytes=self.column_bytes,
+                resident=4,
+            ),
         )
         return (step,)
 

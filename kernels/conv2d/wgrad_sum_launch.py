@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import c_int32
 
-from pyconv.backends.program import Scratch, Step, blocks, cpp_layout, cpp_type
+from pyconv.backends.program import Scratch, Step, Work, blocks, cpp_layout, cpp_type
 from pyconv.problem import Conv2dProblem
 
 #: Elements of a block: the lanes of a warp.
@@ -22,4 +22,8 @@ def sum_splits(problem: Conv2dProblem, splits: int) -> Step:
         grid=(blocks(problem.w_size, ELEMENTS), 1, 1),
         block=(ELEMENTS * ROWS, 1, 1),
         arguments=(problem, c_int32(splits), Scratch(), "dw"),
+        work=Work(
+            tensor_bytes=problem.w_size * problem.element_bytes,
+            scratch_bytes=splits * problem.w_size * (8 if problem.dtype == "f64" else 4),
+        ),
     )

@@ -14,7 +14,7 @@ from pyconv.kernels.conv2d.restrictions import indices_fit_int32
 from pyconv.kernels.gemm.gemm_launch import Matrix, Product
 from pyconv.kernels.gemm.simt_launch import PIPELINED_RUNG
 
-from pyconv.backends.program import Program, Scratch, Step, blocks, cpp_layout
+from pyconv.backends.program import Argument, Program, Scratch, Step, Work, blocks, cpp_layout
 from pyconv.problem import Conv2dProblem, Problem
 from pyconv.registry import Kernel
 
@@ -108,7 +108,15 @@ def program(problem: Problem, pass_: str, m: int) -> Program:
     ]
 
     def step(
-        name: str, more: str, across: int, items: int, rows: int, *arguments: object, sass: str = ""
+        name: str,
+        more: str,
+        across: int,
+        items: int,
+        rows: int,
+        arguments: tuple[Argument, ...],
+        tensor_floats: float,
+        scratch_floats: float,
+        sass: str = "",
     ) -> Step:
         grid = blocks(items, across) * blocks(rows, THREADS // across)
         return Step(
@@ -116,8 +124,9 @@ def program(problem: Problem, pass_: str, m: int) -> Program:
             f"winograd_{name}<{numbers}{more}>",
             (grid, 1, 1),
             (THREADS, 1, 1),
-            arguments,  # type: ignore[arg-type]
+            arguments,
             sass=(sass,) if sass else (),
+            work=Work(tensor_bytes=4 * tensor_floats, scratch_bytes=4 * scratch_floats),
         )
 
     steps: list[Step] = []
@@ -130,17 +139,28 @@ def program(problem: Problem, pass_: str, m: int) -> Program:
             p = Scratch(v.offset + _aligned(groups * places * inputs * chunk.v_pitch))
             p_lines = outputs if layout == "nchw" else chunk.tiles
             end = p.offset + _aligned(groups * places * p_lines * chunk.p_pitch)
-            which = "kFprop" if pass_ == "fprop" else "kDgrad"
-            steps.append(step("filter", f", {which}", FILTER_ACROSS, outputs, groups * inputs, chunk, "w", u))
+            more = ", kFprop" if pass_ == "fprop" else ", kDgrad"
+            taps, rows = problem.w_size, groups * inputs
+            steps.append(
+                step("filter", more, FILTER_ACROSS, outputs, rows, (chunk, "w", u), taps, taps * places / 9)
+            )
         vector = 2 if layout == "nhwc" and m == 2 and inputs % 2 == 0 else 1
+        items, lanes = chunk.tiles, INPUT_ACROSS[layout]
+        rows, floats = groups * inputs // vector, groups * inputs * chunk.tiles
         load = "LDG.E.64.CONSTANT" if vector == 2 else ""
-        in_rows, lanes = groups * inputs // vector, INPUT_ACROSS[layout]
-        steps.append(step("input", f", {vector}", lanes, chunk.tiles, in_rows, chunk, names[0], v, sass=load))
+        arguments: tuple[Argument, ...] = (chunk, names[0], v)
+        steps.append(
+            step("input", f", {vector}", lanes, items, rows, arguments, m * m * floats, places * floats, load)
+        )
         steps.append(PIPELINED_RUNG.step(_product(chunk, layout, places, u, v, p)))
-        across, rows, store = chunk.tiles, groups * outputs, f"STG.E.{32 * m}"
+        items, rows, store = chunk.tiles, groups * outputs, f"STG.E.{32 * m}"
         if layout == "nhwc":
-            across, rows, store = rows, across, ""
-        steps.append(step("output", "", OUTPUT_ACROSS, across, rows, chunk, p, "bias", names[1], sass=store))
+            items, rows, store = rows, items, ""
+        floats = groups * outputs * chunk.tiles
+        arguments = (chunk, p, "bias", names[1])
+        steps.append(
+            step("output", "", OUTPUT_ACROSS, items, rows, arguments, m * m * floats, places * floats, store)
+        )
     return Program(tuple(steps), end)
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyconv.backends.program import CPP_TYPES, Argument, Step, blocks
+from pyconv.backends.program import CPP_TYPES, Argument, Scratch, Step, Work, blocks
 from pyconv.problem import DTYPES
 
 #: Sizes of a product and its blocks are counted in C ints.
@@ -184,6 +184,10 @@ class Rung:
         kernel: The instantiation for a product.
         choose: The tile of a product, if it has several. They all add in the same order.
         sass: Machine instructions that an instantiation must show.
+        unit: As in :class:`~pyconv.backends.program.Work`.
+        share: Of the unit's peak that a product reaches with a tile (README.md has the reasons).
+        resident: Blocks with a tile that a multiprocessor holds.
+        concurrent: As in ``Work``: 1 if the copies of the next tiles run while one is multiplied.
     """
 
     name: str
@@ -193,6 +197,10 @@ class Rung:
     kernel: Callable[[Product], str]
     sass: Callable[[Product], tuple[str, ...]] = lambda product: ()
     choose: Callable[[Product], Tile] | None = None
+    unit: Callable[[str], str] = lambda dtype: "f64" if dtype == "f64" else "f32"
+    share: Callable[[Product, Tile], float] = lambda product, tile: 1
+    resident: Callable[[Product, Tile], int] = lambda product, tile: 2
+    concurrent: float = 1
 
     def step(self, product: Product) -> Step:
         tile = self.choose(product) if self.choose else self.tile(product.dtype)
@@ -205,6 +213,30 @@ class Rung:
             (product.to_c(), product.a.at, product.b.at, bias, product.c.at),
             tile.shared_bytes,
             self.sass(product),
+            self._work(product, tile),
+        )
+
+    def _work(self, product: Product, tile: Tile) -> Work:
+        m, n, k = product.gemm_m, product.gemm_n, product.gemm_k
+        size, result_size = DTYPES[product.dtype].itemsize, DTYPES[product.result].itemsize
+        ends = product.blocks(tile)
+        terms = blocks(min(k, product.split_k), tile.bk) * tile.bk  # of a block
+        written = product.splits * (1 + product.accumulate)
+        moved = (
+            (product.a.at, m * k * size),
+            (product.b.at, k * n * size),
+            (product.c.at, m * n * written * result_size),
+        )
+        scratch = sum(bytes_ for at, bytes_ in moved if isinstance(at, Scratch))
+        return Work(
+            flops=2 * ends * tile.bm * tile.bn * terms,
+            unit=self.unit(product.dtype),
+            share=self.share(product, tile),
+            tensor_bytes=product.batch * (sum(bytes_ for _, bytes_ in moved) - scratch),
+            scratch_bytes=product.batch * scratch,
+            cache_bytes=ends * (tile.bm + tile.bn) * terms * size,
+            resident=self.resident(product, tile),
+            concurrent=self.concurrent,
         )
 
 

@@ -43,6 +43,33 @@ Argument = (
 
 
 @dataclass(frozen=True)
+class Work:
+    """What one launch does, counted from its tiles, for the model that selection orders lines by
+    (:mod:`pyconv.gpu_model`).
+
+    Attributes:
+        flops: Multiplications and additions that its blocks issue: those of idle parts of tiles too.
+        unit: What issues them: ``f32`` or ``f64``, the ordinary units; ``f16``, ``tf32`` or ``f64 tensor``,
+            tensor cores.
+        share: Of the unit's peak, as far as the inner loop's other instructions and loads leave it.
+        tensor_bytes: Of operands and results, each once: they come from DRAM and go there.
+        scratch_bytes: Read and written of the workspace.
+        cache_bytes: That blocks read, whoever else has read them: from the L2 cache, where not from DRAM.
+        resident: Blocks that a multiprocessor holds at once.
+        concurrent: Blocks that it needs at once to reach the share, because one alone waits for its loads.
+    """
+
+    flops: float = 0
+    unit: str = "f32"
+    share: float = 1
+    tensor_bytes: float = 0
+    scratch_bytes: float = 0
+    cache_bytes: float = 0
+    resident: int = 2
+    concurrent: float = 1
+
+
+@dataclass(frozen=True)
 class Step:
     """One launch.
 
@@ -55,6 +82,7 @@ class Step:
         sass: Machine instructions that make the kernel what it claims to be: ``HMMA.16816.F32.BF16``,
             ``LDSM``, ``LDGSTS.128``, ``LDG.128``. The first part is the whole instruction, the others are
             some of its modifiers in order. :mod:`pyconv.gates` fails if the compiled instantiation lacks one.
+        work: What it does, for the model; ``None`` has that estimated from the problem.
     """
 
     source: str
@@ -64,6 +92,7 @@ class Step:
     arguments: tuple[Argument, ...]
     shared_bytes: int = 0
     sass: tuple[str, ...] = ()
+    work: Work | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +115,11 @@ def cpp_type(problem: Problem) -> str:
 def cpp_layout(problem: Problem) -> str:
     """The layout of the problem in the sources."""
     return CPP_LAYOUTS[problem.layout]
+
+
+def unit_of(problem: Problem) -> str:
+    """The ordinary unit that sums of the problem's elements take (:attr:`Work.unit`)."""
+    return "f64" if problem.dtype == "f64" else "f32"
 
 
 def blocks(items: int, per_block: int) -> int:
