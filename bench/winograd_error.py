@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,6 +21,8 @@ from pyconv.backends import cuda
 from pyconv.problem import Conv2dProblem
 
 CHANNELS = (1, 4, 16, 64, 256, 1024)
+
+CONTENDERS = {"F(2x2)": "winograd_2x2", "F(2x2) fused": "winograd_2x2_fused", "F(4x4)": "winograd_4x4"}
 
 #: What a layer meets: its input is normal, or what a ReLU has left of that.
 INPUTS: dict[str, Callable[[Tensor], Tensor]] = {"normal": lambda x: x, "after ReLU": torch.relu}
@@ -58,12 +61,11 @@ def _errors(channels: int, pass_: str, prepare: Callable[[Tensor], Tensor]) -> d
         as_laid = (image.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format))
         errors[f"torch {layout}"] = error(torchs(*as_laid))
     with _device() as device:
-        for m in (2, 4):
-            kernel = registry.find(f"conv2d.{pass_}.winograd_{m}x{m}@cuda")
-            bias = (None,) if pass_ == "fprop" else ()
-            errors[f"F({m}x{m})"] = error(
-                backends.bind(kernel, problem)(image.to(device), w.to(device), *bias)
-            )
+        for name, algorithm in CONTENDERS.items():
+            kernel = registry.find(f"conv2d.{pass_}.{algorithm}@cuda")
+            operands = (image.to(device), w.to(device), *((None,) if pass_ == "fprop" else ()))
+            is_able = kernel.supports(problem) is None
+            errors[name] = error(backends.bind(kernel, problem)(*operands)) if is_able else math.nan
     return errors
 
 
@@ -77,7 +79,11 @@ def main() -> None:
             if number == 0 and count == channels[0]:
                 print("| pass | input | channels |", " | ".join(errors), "|")
                 print("| --- " * (3 + len(errors)) + "|")
-            print(f"| {pass_} | {inputs} | {count} |", " | ".join(f"{e:.1e}" for e in errors.values()), "|")
+            print(
+                f"| {pass_} | {inputs} | {count} |",
+                " | ".join("" if math.isnan(e) else f"{e:.1e}" for e in errors.values()),
+                "|",
+            )
 
 
 if __name__ == "__main__":

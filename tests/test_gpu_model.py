@@ -85,7 +85,7 @@ def test_3x3_layers_of_many_channels_take_winograd_where_it_may_be_taken() -> No
     assert len(layers) > 8
     for problem in layers:
         for pass_ in ("fprop", "dgrad"):
-            assert _chosen(problem, pass_) == "winograd_2x2", problem
+            assert _chosen(problem, pass_).startswith("winograd_2x2"), problem
             with pyconv.algorithm_precision("exact"):
                 assert "winograd" not in _chosen(problem, pass_)
             with pyconv.algorithm_precision("fast"):

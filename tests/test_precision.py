@@ -46,7 +46,7 @@ def _able(precision: str, pass_: str = "fprop") -> set[str]:
 @pytest.mark.parametrize("pass_", ["fprop", "dgrad"])
 def test_each_precision_adds_to_the_one_before(on_a_gpu: None, pass_: str) -> None:
     exact, standard, fast = (_able(precision, pass_) for precision in switches.PRECISIONS)
-    assert standard - exact == {"winograd_2x2"}
+    assert standard - exact == {"winograd_2x2", "winograd_2x2_fused"}
     assert fast - standard == {"winograd_4x4"}
     assert exact < standard < fast
     assert not any("tf32" in name for name in fast), "TF32 is torch's switch, not this one"
@@ -75,7 +75,7 @@ def test_explain_says_what_the_switch_decides(on_a_gpu: None) -> None:
 
     assert "'standard', and its error may be 3e-06: takes 'fast'" in reason("winograd_4x4")
     pyconv.set_algorithm_precision("exact")
-    for algorithm in ("winograd_2x2", "winograd_4x4"):
+    for algorithm in ("winograd_2x2", "winograd_2x2_fused", "winograd_4x4"):
         assert "'exact', and this is winograd" in reason(algorithm)
 
 

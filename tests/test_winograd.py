@@ -162,7 +162,7 @@ def _problem(text: str) -> Conv2dProblem:
     return problem
 
 
-LINES = [kernel for kernel in registry.kernels("conv2d") if kernel.algebra == "winograd"]
+LINES = [k for k in registry.kernels("conv2d") if k.algebra == "winograd" and "fused" not in k.algorithm]
 
 
 @pytest.mark.parametrize("kernel", LINES, ids=lambda kernel: kernel.id)
@@ -207,6 +207,17 @@ def test_chunks_change_no_bit(kernel: registry.Kernel, monkeypatch: pytest.Monke
                 results.append(bound(*operands))
         assert len(bound.packing.steps) > 4  # type: ignore[attr-defined]
         assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad"])
+def test_the_fused_kernel_keeps_nothing_but_filters_in_memory(pass_: str) -> None:
+    kernel = registry.find(f"conv2d.{pass_}.winograd_2x2_fused@cuda")
+    assert kernel.program is not None
+    program = kernel.program(_problem("conv2d n64c64h112w112 k128r3s3 pd1 f32 nchw"))
+    assert [step.kernel.split("<")[0] for step in program.steps] == ["winograd_filter", "winograd_fused"]
+    assert program.workspace_bytes == 4 * 16 * 64 * 128
+    long = _problem("conv2d n1c257h8w8 k257r3s3 pd1")
+    assert (kernel.supports(long) or "").startswith("a sum over 257 channels")
 
 
 def test_what_it_cannot_do_is_named() -> None:

@@ -13,6 +13,7 @@ from pyconv.kernels.conv2d import (
     direct_tiled_launch,
     direct_tiled_wgrad_launch,
     im2col_gemm_launch,
+    winograd_fused_launch,
     winograd_launch,
 )
 from pyconv.kernels.conv2d.restrictions import depthwise_only, row_fits_int32, torch_takes
@@ -94,6 +95,7 @@ _CUDA = [
     *depthwise_launch.KERNELS,
     *im2col_gemm_launch.KERNELS,
     *winograd_launch.KERNELS,
+    *winograd_fused_launch.KERNELS,
     *bgrad_launch.KERNELS,
 ]
 

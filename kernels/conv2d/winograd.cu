@@ -27,20 +27,11 @@
 #include "conv2d/gather.cuh"
 #include "conv2d/tensor.cuh"
 #include "conv2d/winograd.cuh"
+#include "conv2d/winograd_plan.cuh"
 
 namespace pyconv {
 
 constexpr int kWinogradThreads = 256;
-
-// Channels are those of one group. Python's twin is in winograd_launch.py: same fields, same order.
-struct WinogradPlan {
-  int32_t groups, in_channels, out_channels;
-  int32_t in_rows, in_columns, out_rows, out_columns;
-  int32_t pad_top, pad_left;
-  int32_t tile_rows, tile_columns;    // of an image
-  int32_t first_tile, tiles;          // of the chunk
-  int32_t u_pitch, v_pitch, p_pitch;  // elements from line to line
-};
 
 // A thread's place among items in rows, of which a block takes ACROSS by kWinogradThreads / ACROSS.
 struct WinogradItem {
@@ -52,22 +43,6 @@ PYCONV_DEVICE WinogradItem winograd_item(int items_across) {
   const int blocks_across = int(ceil_div(items_across, ACROSS));
   return {int(blockIdx.x % blocks_across) * ACROSS + int(threadIdx.x % ACROSS),
           int(blockIdx.x / blocks_across) * (kWinogradThreads / ACROSS) + int(threadIdx.x / ACROSS)};
-}
-
-// The image of a tile, and the place of its first output.
-struct WinogradTile {
-  int image, row, column;
-};
-
-template <int M>
-PYCONV_DEVICE WinogradTile winograd_tile(const WinogradPlan& plan, int tile) {
-  const int number = plan.first_tile + tile, row = number / plan.tile_columns;
-  return {row / plan.tile_rows, row % plan.tile_rows * M, number % plan.tile_columns * M};
-}
-
-// Where the matrices of place 0 have line `line` of a channel's group; those of the next place are `lines` lines on.
-PYCONV_DEVICE int64_t winograd_line(int group, int places, int lines, int line, int pitch) {
-  return (int64_t(group) * places * lines + line) * pitch;
 }
 
 // ---- Filters ------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def _aligned(floats: int) -> int:
     return blocks(4 * floats, _ALIGNMENT) * _ALIGNMENT
 
 
-def _tiles(problem: Conv2dProblem, pass_: str, m: int) -> tuple[int, int]:
+def tiles_of(problem: Conv2dProblem, pass_: str, m: int) -> tuple[int, int]:
     """Rows and columns of tiles of an image."""
     rows, columns = (problem.p, problem.q) if pass_ == "fprop" else (problem.h, problem.w)
     return blocks(rows, m), blocks(columns, m)
@@ -85,9 +85,27 @@ def plan(problem: Conv2dProblem, pass_: str, m: int, first_tile: int, tiles: int
         pads = 2 - problem.pad_top, 2 - problem.pad_left
     p_lines = tiles if problem.layout == "nchw" else channels[1]
     return Plan(
-        problem.groups, *channels, *inside, *outside, *pads, *_tiles(problem, pass_, m), first_tile, tiles,
+        problem.groups, *channels, *inside, *outside, *pads, *tiles_of(problem, pass_, m), first_tile, tiles,
         _pitch(channels[1]), _pitch(tiles), _pitch(p_lines),
     )  # fmt: skip
+
+
+def filter_step(chunk: Plan, problem: Conv2dProblem, pass_: str, m: int) -> Step:
+    """U of all filters, at the start of the workspace."""
+    channels = chunk.groups * chunk.in_channels
+    return Step(
+        SOURCE,
+        f"winograd_filter<{m}, {cpp_layout(problem)}, {'kFprop' if pass_ == 'fprop' else 'kDgrad'}>",
+        (blocks(chunk.out_channels, FILTER_ACROSS) * blocks(channels, THREADS // FILTER_ACROSS), 1, 1),
+        (THREADS, 1, 1),
+        (chunk, "w", Scratch(0)),
+        work=Work(tensor_bytes=4 * problem.w_size, scratch_bytes=4 * problem.w_size * (m + 2) ** 2 / 9),
+    )
+
+
+def filter_bytes(chunk: Plan, m: int) -> int:
+    """Of U."""
+    return _aligned(chunk.groups * (m + 2) ** 2 * chunk.in_channels * chunk.u_pitch)
 
 
 def _tiles_of_chunk(problem: Conv2dProblem, m: int) -> int:
@@ -100,7 +118,7 @@ def program(problem: Problem, pass_: str, m: int) -> Program:
     names = ("x", "y") if pass_ == "fprop" else ("dy", "dx")
     numbers, layout = f"{m}, {cpp_layout(problem)}", problem.layout
     places = (m + 2) ** 2
-    tile_rows, tile_columns = _tiles(problem, pass_, m)
+    tile_rows, tile_columns = tiles_of(problem, pass_, m)
     every_tile, of_chunk = problem.n * tile_rows * tile_columns, _tiles_of_chunk(problem, m)
     chunks = [
         plan(problem, pass_, m, first, min(of_chunk, every_tile - first))
@@ -135,15 +153,11 @@ def program(problem: Problem, pass_: str, m: int) -> Program:
     for chunk in chunks:
         groups, inputs, outputs = chunk.groups, chunk.in_channels, chunk.out_channels
         if chunk is chunks[0]:  # the largest; the others have the same U and the same places
-            v = Scratch(_aligned(groups * places * inputs * chunk.u_pitch))
+            v = Scratch(filter_bytes(chunk, m))
             p = Scratch(v.offset + _aligned(groups * places * inputs * chunk.v_pitch))
             p_lines = outputs if layout == "nchw" else chunk.tiles
             end = p.offset + _aligned(groups * places * p_lines * chunk.p_pitch)
-            more = ", kFprop" if pass_ == "fprop" else ", kDgrad"
-            taps, rows = problem.w_size, groups * inputs
-            steps.append(
-                step("filter", more, FILTER_ACROSS, outputs, rows, (chunk, "w", u), taps, taps * places / 9)
-            )
+            steps.append(filter_step(chunk, problem, pass_, m))
         vector = 2 if layout == "nhwc" and m == 2 and inputs % 2 == 0 else 1
         items, lanes = chunk.tiles, INPUT_ACROSS[layout]
         rows, floats = groups * inputs // vector, groups * inputs * chunk.tiles
@@ -187,7 +201,7 @@ def restriction(problem: Problem, pass_: str, m: int) -> str | None:
         return "a stride above 1, of which a tile would compute what is thrown away"
     if (problem.dilation_h, problem.dilation_w) != (1, 1):
         return "a dilation above 1"
-    tile_rows, tile_columns = _tiles(problem, pass_, m)
+    tile_rows, tile_columns = tiles_of(problem, pass_, m)
     if problem.n * tile_rows * tile_columns >= 2**31 - TILE_GRAIN:
         return "2^31 tiles or more"
     if problem.w_size >= 2**31 or (m + 2) ** 2 * max(problem.c, problem.k) >= 2**31:
