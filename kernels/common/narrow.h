@@ -1,6 +1,6 @@
 // The vector type of an element type, and how 16-bit elements become lanes of float and results become 16-bit
-// elements again: rounded to nearest even, to infinity beyond the largest, subnormals kept, a NaN always a NaN. The bits are
-// those of elements.h on every instruction set.
+// elements again: rounded to nearest even, to infinity beyond the largest, subnormals kept, a NaN always a NaN.
+// The bits are those of elements.h on every instruction set.
 //
 //   Half       F16C's conversions (AVX2 and AVX-512), else the steps of elements.h on whole vectors
 //   BFloat16   a shift; back, half of the last place is added, so that the carry rounds
