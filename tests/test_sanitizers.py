@@ -8,6 +8,7 @@ puts every instruction set through the whole battery, and through what Hypothesi
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,25 @@ def test_problems_that_nobody_thought_of(operation: str, sanitizer: str, isa: st
         assert not failures, "\n".join(failures)
 
     check()
+
+
+@pytest.mark.exhaustive
+def test_adapters_to_torch() -> None:
+    """kernels/bindings.cpp and the kernels behind it, in Python, under AddressSanitizer."""
+    running("address", ISA["address"])  # if it can
+    library = build("pyconv_cpu", "address", ISA["address"])
+    # Before anything else is loaded; and libstdc++ with it, or it does not find what throws exceptions.
+    files = [
+        subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    more = {"LD_PRELOAD": " ".join(files).replace("\n", ""), "PYCONV_LIBRARY": str(library)}
+    tests = ["tests/test_functional.py", "tests/test_functional_pool.py", "tests/test_threads.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not forked and not dataloader", *tests],
+        env={**environment(ISA["address"]), **more}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 # ---- Sizes that no memory holds ----------------------------------------------------------------------------
