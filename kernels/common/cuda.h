@@ -13,6 +13,7 @@
 #if defined(PYCONV_EMULATED)
 
 #define PYCONV_DEVICE static inline
+#define PYCONV_DEVICE_MEMBER inline
 
 // In the emulator a shared array is found by its place in the source, and lies between guard zones.
 #define PYCONV_SHARED(type, name, ...)                                       \
@@ -38,6 +39,7 @@ typedef unsigned long long uint64_t;
 #endif
 
 #define PYCONV_DEVICE static __device__ __forceinline__
+#define PYCONV_DEVICE_MEMBER __device__ __forceinline__  // of a member that is not static
 
 // PYCONV_SHARED(float, tile, [BM][BK + 1]); declares `__shared__ float tile[BM][BK + 1]`, aligned to 16 bytes so that
 // vectors can be moved in and out of it.

@@ -12,7 +12,7 @@
 //          (gemm_tensor_fragment.h). One instruction does 2,048 multiply-adds of 16 bits, where an FMA does 32.
 // Thread:  of every fragment what mma.h says.
 //
-//   tile t:   start copying t+2 | load step 1 | multiply step 0 | barrier | load step 0 of t+1 | multiply step 1
+// The loop is in gemm_tensor_loop.h, because convolutions share it.
 //
 // What it removes: the FMAs themselves, the bottleneck of the pipelined rung. What remains is feeding the tensor
 // cores. Floors with the tiles of tensor_launch.py (BM = BN = 128; WM x WN = 64 x 64, of double 64 x 32), by
@@ -28,6 +28,7 @@
 //
 // The order of a sum is that of k, one instruction after the other; splits and chains are those of operands.h.
 // After the multistage main loop of NVIDIA's CUTLASS (cutlass/gemm/threadblock/mma_multistage.h).
+#include "gemm/gemm_tensor_loop.h"
 #include "gemm/gemm_tensor_store.h"
 
 namespace pyconv {
@@ -37,100 +38,33 @@ template <class T, class C, Major A_MAJOR, Major B_MAJOR, int BM, int BN, int WM
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * kWarpSize, BLOCKS_PER_SM)
     gemm_tensor(GemmProblem problem, const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias,
                 C* c) {
-  constexpr int kWarpsN = BN / WN, kWarps = BM / WM * kWarpsN, kThreads = kWarps * kWarpSize;
-  typedef TensorTile<T, A_MAJOR, BM> TileA;
-  typedef TensorTile<T, B_MAJOR, BN> TileB;
-  typedef TileCopier<T, A_MAJOR, BM, kThreads> CopierA;
-  typedef TileCopier<T, B_MAJOR, BN, kThreads> CopierB;
+  typedef TensorLoop<T, A_MAJOR, B_MAJOR, BM, BN, WM, WN, STAGES> Loop;
+  typedef TileCopier<T, A_MAJOR, BM, Loop::kThreads> CopierA;
+  typedef TileCopier<T, B_MAJOR, BN, Loop::kThreads> CopierB;
   typedef WarpStore<T, C, WM, WN> Store;
-  constexpr int kStage = TileA::kElements + TileB::kElements, kSteps = TileA::kBk / Fragment<T>::kDepth;
-  static_assert(WM % 16 == 0 && WN % 16 == 0, "a fragment is 16 x 16");
-  static_assert(kWarps * Store::kSharedSums * sizeof(Accumulator<T>) <= STAGES * kStage * sizeof(T),
-                "the epilogue turns its sums in the memory of the stages");
+  static_assert(Store::fits(Loop::kThreads, STAGES * Loop::kStage), "sums are turned in the memory of the stages");
 
   PYCONV_DYNAMIC_SHARED(T, stages);  // STAGES times: the tile of A, that of B
-  const int warp = int(threadIdx.x) / kWarpSize, warp_m = warp / kWarpsN * WM, warp_n = warp % kWarpsN * WN;
   const GemmBlock block = gemm_block<BM, BN>(problem, blockIdx.x);
   auto from_a = CopierA::start(problem.a, a + matrix_offset(problem.a, block.batch), block.m0, problem.gemm_m,
                                block.k_begin, block.k_end);
   auto from_b = CopierB::start(problem.b, b + matrix_offset(problem.b, block.batch), block.n0, problem.gemm_n,
                                block.k_begin, block.k_end);
-  const int tiles = int(ceil_div(block.k_end - block.k_begin, TileA::kBk));
-  const auto after = [](int stage) { return stage + 1 < STAGES ? stage + 1 : 0; };
+  const int tiles = int(ceil_div(block.k_end - block.k_begin, Loop::TileA::kBk));
+  const int chain = sizeof(T) == 8 ? kChain<C> / Loop::TileA::kBk : tiles;
 
-  // Starts the copies of the next tile. There is one group per tile, even past the last: waiting counts groups.
-  int copied = 0, copy_stage = 0;
-  const auto copy_tile = [&] {
-    if (copied < tiles) {
-      T* const stage = &stages[copy_stage * kStage];
-      CopierA::copy(problem.a, from_a, stage);
-      CopierB::copy(problem.b, from_b, stage + TileA::kElements);
-    }
-    ++copied;
-    copy_stage = after(copy_stage);
-    cp_async_commit();
-  };
-
-  // The fragments of a step. Two sets: one is loaded while the other is multiplied.
-  Fragment<T> of_a[2][WM / 16], of_b[2][WN / 16];
-  const auto load_step = [&](int stage, int step) {
-    const T *const tile_a = &stages[stage * kStage], *const tile_b = tile_a + TileA::kElements;
-    PYCONV_UNROLL
-    for (int i = 0; i < WM / 16; ++i)
-      of_a[step % 2][i] = load_fragment<kOperandA, T, A_MAJOR, BM>(tile_a, warp_m, i * 16, step);
-    PYCONV_UNROLL
-    for (int j = 0; j < WN / 16; ++j)
-      of_b[step % 2][j] = load_fragment<kOperandB, T, B_MAJOR, BN>(tile_b, warp_n, j * 16, step);
-  };
-
-  // Of tf32. After the multiplication that hid the loading: rounding is the first use of what was loaded.
-  const auto round_step = [&](int step) {
-    PYCONV_UNROLL
-    for (auto& fragment : of_a[step % 2]) round_fragment(fragment);
-    PYCONV_UNROLL
-    for (auto& fragment : of_b[step % 2]) round_fragment(fragment);
-  };
-
-  for (int i = 0; i < STAGES - 1; ++i) copy_tile();
-  cp_async_wait<STAGES - 2>();
-  __syncthreads();
-  if (tiles > 0) {
-    load_step(0, 0);
-    round_step(0);
-  }
-
-  bool add = problem.accumulate;
-  int tile = 0, stage = 0;
-  do {  // once even if there are no terms: C is then 0 or the bias
-    Sums<T> sums[WM / 16][WN / 16] = {};
-    const int chain = sizeof(T) == 8 ? kChain<C> / TileA::kBk : tiles;
-    for (const int end = tiles - tile < chain ? tiles : tile + chain; tile < end; ++tile) {
-      copy_tile();  // into the stage of the tile before, which the last barrier says is read
-      PYCONV_UNROLL
-      for (int step = 0; step < kSteps; ++step) {
-        if (step + 1 < kSteps) {
-          load_step(stage, step + 1);
-        } else {
-          cp_async_wait<STAGES - 2>();
-          __syncthreads();
-          stage = after(stage);
-          if (tile + 1 < tiles) load_step(stage, 0);
-        }
-        PYCONV_UNROLL
-        for (int i = 0; i < WM / 16; ++i) {
-          PYCONV_UNROLL
-          for (int j = 0; j < WN / 16; ++j) multiply(sums[i][j], of_a[step % 2][i], of_b[step % 2][j]);
-        }
-        round_step(step + 1);
-      }
-    }
-    // The last barrier says that the stages are read. The block is found again, so that no register keeps it.
-    const GemmBlock to = gemm_block<BM, BN>(problem, unsigned(recomputed(int(blockIdx.x))));
-    Store::store(problem, sums, &reinterpret_cast<Accumulator<T>*>(stages)[warp * Store::kSharedSums],
-                 to.m0 + warp_m, to.n0 + warp_n, bias ? bias + to.batch * problem.bias_stride : nullptr, add,
-                 c + matrix_offset(problem.c, to.batch) + to.split * problem.split_stride);
-    add = true;
-  } while (tile < tiles);
+  Loop::run(
+      stages, tiles, chain, [&](T* tile) { CopierA::copy(problem.a, from_a, tile); },
+      [&](T* tile) { CopierB::copy(problem.b, from_b, tile); },
+      [&](const typename Loop::WarpSums& sums, bool is_first, bool is_last) {
+        // The block is found again, so that no register keeps it.
+        const GemmBlock to = gemm_block<BM, BN>(problem, unsigned(recomputed(int(blockIdx.x))));
+        const int warp = int(threadIdx.x) / kWarpSize;
+        Store::store(
+            problem, sums, Store::shared(stages, warp), to.m0 + Loop::warp_m(warp), to.n0 + Loop::warp_n(warp),
+            bias ? bias + to.batch * problem.bias_stride : nullptr, problem.accumulate || !is_first, is_last,
+            c + matrix_offset(problem.c, to.batch) + to.split * problem.split_stride, LayoutLines{problem.c});
+      });
 }
 
 }  // namespace pyconv

@@ -16,6 +16,10 @@ namespace pyconv {
 
 enum Operand { kOperandA, kOperandB };
 
+// How a product of two elements is formed. kOneProduct: by one of the tensor core, float as tf32.
+// kThreeTf32: float as the sum of two tf32, by three.
+enum Arithmetic : int32_t { kOneProduct = 0, kThreeTf32 = 1 };
+
 template <class T>
 struct Fragment {
   static constexpr int kDepth = 32 / int(sizeof(T));  // elements of k
@@ -101,6 +105,67 @@ PYCONV_DEVICE void multiply(Sums<double>& sums, const Fragment<double>& a, const
       double d[2] = {sums.half[j][2 * i], sums.half[j][2 * i + 1]};
       mma_m8n8k4_f64(d, a.half[i], b.half[j]);
       sums.half[j][2 * i] = d[0], sums.half[j][2 * i + 1] = d[1];
+    }
+  }
+}
+
+// ---- float by three products of tf32
+//
+//   x = big + small:   big is x in tf32, small what is left, in tf32: 11 + 11 of x's 24 bits, and a sign
+//   a*b = a_big*b_big + a_big*b_small + a_small*b_big          a_small*b_small is below float's own rounding
+//
+// What a tensor core adds it truncates (mma.h), always towards zero, which a long sum would show. So the products of
+// one step of k, 8 terms, are added there, the small ones first, and their sum to the rest by an ordinary addition
+// that rounds to nearest. An infinite operand gives NaN: its small part is infinity minus infinity.
+// After H. Ootomo and R. Yokota, Recovering single precision accuracy from Tensor Cores (2022).
+
+struct SplitFragment {
+  Fragment<float> big, small;
+};
+
+PYCONV_DEVICE SplitFragment split(const Fragment<float>& fragment) {
+  SplitFragment parts;
+  PYCONV_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const float value = float_of_bits(fragment.quadrant[i]);
+    parts.big.quadrant[i] = round_to_tf32(value);
+    parts.small.quadrant[i] = round_to_tf32(value - float_of_bits(parts.big.quadrant[i]));
+  }
+  return parts;
+}
+
+PYCONV_DEVICE void multiply(Sums<float>& sums, const SplitFragment& a, const SplitFragment& b) {
+  Sums<float> step = {};
+  multiply(step, a.small, b.big);
+  multiply(step, a.big, b.small);
+  multiply(step, a.big, b.big);
+  PYCONV_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    PYCONV_UNROLL
+    for (int i = 0; i < 4; ++i) sums.half[j][i] += step.half[j][i];
+  }
+}
+
+// ---- A warp's step of k: all pairs of fragments
+
+template <Arithmetic ARITHMETIC, class T, int ROWS, int COLUMNS>
+PYCONV_DEVICE void multiply_all(Sums<T> (&sums)[ROWS][COLUMNS], const Fragment<T> (&a)[ROWS],
+                                const Fragment<T> (&b)[COLUMNS]) {
+  if constexpr (ARITHMETIC == kThreeTf32) {
+    SplitFragment columns[COLUMNS];
+    PYCONV_UNROLL
+    for (int j = 0; j < COLUMNS; ++j) columns[j] = split(b[j]);
+    PYCONV_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      const SplitFragment rows = split(a[i]);
+      PYCONV_UNROLL
+      for (int j = 0; j < COLUMNS; ++j) multiply(sums[i][j], rows, columns[j]);
+    }
+  } else {
+    PYCONV_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      PYCONV_UNROLL
+      for (int j = 0; j < COLUMNS; ++j) multiply(sums[i][j], a[i], b[j]);
     }
   }
 }

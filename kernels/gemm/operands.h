@@ -111,16 +111,31 @@ PYCONV_DEVICE Accumulator<T> element_or_zero(const T* matrix, const MatrixLayout
   return widen(matrix[line_offset(layout, line) + place_offset(layout, place)]);
 }
 
-// Stores the sum of C[m, n] at *c. With `add`, an earlier part of it is there already, bias included.
-// `bias` is null or that of the product of the batch.
-template <class T, class C>
+// What becomes of a sum that is complete. kRelu keeps a NaN, as torch does.
+enum Activation : int32_t { kLinear = 0, kRelu = 1 };
+
+template <Activation ACTIVATION, class Sum>
+PYCONV_DEVICE Sum activated(Sum sum) {
+  return ACTIVATION == kRelu && sum < 0 ? Sum(0) : sum;
+}
+
+// Where line m of C begins, from the C of the product: as its layout says. A caller with other lines (the pixels of a
+// residue class) has a type of its own.
+struct LayoutLines {
+  const MatrixLayout& layout;
+  PYCONV_DEVICE_MEMBER int64_t operator()(int line) const { return line_offset(layout, line); }
+};
+
+// Stores the sum of C[m, n] at *c. With `add`, an earlier part of it is there already, bias included; the part that
+// `is_last` is activated. `bias` is null or that of the product of the batch.
+template <Activation ACTIVATION = kLinear, class T, class C>
 PYCONV_DEVICE void store_sum(const GemmProblem& problem, const T* bias, int m, int n, Accumulator<T> sum, bool add,
-                             C* c) {
+                             C* c, bool is_last = true) {
   if (add)
     sum += widen(*c);
   else if (bias)
     sum += widen(bias[problem.bias_along == kBiasAlongM ? m : n]);
-  *c = narrow<C>(sum);
+  *c = narrow<C>(is_last ? activated<ACTIVATION>(sum) : sum);
 }
 
 // Two words to the compiler, which would rather spend registers than time where there are none left. It moves no
@@ -130,6 +145,14 @@ PYCONV_DEVICE void keep_order() { asm volatile("" ::: "memory"); }
 PYCONV_DEVICE int recomputed(int value) {
   asm volatile("" : "+r"(value));
   return value;
+}
+
+// The block once more, for the epilogue: nothing that finding it takes is kept from the start.
+template <int BM, int BN>
+PYCONV_DEVICE GemmBlock gemm_block_again(const GemmProblem& problem, unsigned block) {
+  GemmProblem again = problem;
+  again.gemm_m = recomputed(problem.gemm_m), again.gemm_n = recomputed(problem.gemm_n);
+  return gemm_block<BM, BN>(again, unsigned(recomputed(int(block))));
 }
 
 // Terms that are added one after the other. The rounding error of a sum grows with the length of its chain: a

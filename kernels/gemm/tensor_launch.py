@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyconv.kernels.gemm.gemm_launch import Product, Rung, Tile, instantiation
@@ -61,7 +62,8 @@ TILE_BYTES_OF_K = 64
 #: memory's latency. 48 KB at most, so that two blocks fit the 100 KB of sm_86 and sm_89.
 STAGES = 3
 
-_MMA = {
+#: The instruction of a dtype.
+MMA = {
     "f16": "HMMA.16816.F32",
     "bf16": "HMMA.16816.F32.BF16",
     "f32": "HMMA.1688.F32.TF32",
@@ -69,20 +71,24 @@ _MMA = {
 }
 
 
-def _tile(shape: Shape, dtype: str) -> Tile:
+def tile_of(shape: Shape, dtype: str) -> Tile:
+    """The tile of a block of that shape."""
     bk = TILE_BYTES_OF_K // DTYPES[dtype].itemsize
     shared_bytes = STAGES * (shape.bm + shape.bn) * TILE_BYTES_OF_K
     return Tile(shape.bm, shape.bn, bk, shape.threads, shared_bytes)
 
 
-def _shape(product: Product) -> Shape:
+def fastest(shapes: tuple[Shape, ...], blocks_of: Callable[[Shape], int]) -> Shape:
     """The shape with which the multiprocessor that has the most blocks is done first."""
 
     def time(shape: Shape) -> float:
-        most = blocks(product.blocks(_tile(shape, product.dtype)), MULTIPROCESSORS)
-        return most * shape.bm * shape.bn / shape.speed
+        return blocks(blocks_of(shape), MULTIPROCESSORS) * shape.bm * shape.bn / shape.speed
 
-    return min(SHAPES[product.dtype], key=time)
+    return min(shapes, key=time)
+
+
+def _shape(product: Product) -> Shape:
+    return fastest(SHAPES[product.dtype], lambda shape: product.blocks(tile_of(shape, product.dtype)))
 
 
 def _kernel(product: Product) -> str:
@@ -93,7 +99,7 @@ def _kernel(product: Product) -> str:
 def _sass(product: Product) -> tuple[str, ...]:
     majors = {product.a.major, product.b.major}
     size = DTYPES[product.dtype].itemsize
-    promised = [_MMA[product.dtype], "LDGSTS.BYPASS.128"]
+    promised = [MMA[product.dtype], "LDGSTS.BYPASS.128"]
     if "kKMajor" in majors and size <= 4:
         promised.append("LDSM.M88.4")
     if "kMnMajor" in majors and size == 2:
@@ -111,10 +117,10 @@ def _rung(name: str, *dtypes: str) -> Rung:
         name,
         "gemm/gemm_tensor.cu",
         dtypes,
-        lambda dtype: _tile(SHAPES[dtype][0], dtype),
+        lambda dtype: tile_of(SHAPES[dtype][0], dtype),
         _kernel,
         _sass,
-        lambda product: _tile(_shape(product), product.dtype),
+        lambda product: tile_of(_shape(product), product.dtype),
         unit=lambda dtype: {"f32": "tf32", "f64": "f64 tensor"}.get(dtype, "f16"),
         share=lambda product, tile: SHARE * _shape(product).speed,
         resident=lambda product, tile: _shape(product).blocks,
