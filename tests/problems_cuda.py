@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 
 from pyconv.problem import LAYOUTS, Problem, parse_problem
-from pyconv.registry import Kernel
+from pyconv.registry import Kernel, kernels
 
 #: Tiles of CUDA kernels, in any dimension of an implicit GEMM.
 TILES = (16, 32, 64, 128)
@@ -129,12 +129,41 @@ MAXPOOL2D_CUDA = [
 ]
 
 
-def problems_of(kernel: Kernel) -> list[str]:
+def every_problem_of(kernel: Kernel) -> list[str]:
     """The shared problems of a CUDA line's operation, and its own."""
     shared = CONV2D_CUDA if kernel.operation == "conv2d" else MAXPOOL2D_CUDA
     if kernel.algorithm == "depthwise":
         shared = shared + CONV2D_DEPTHWISE_CUDA
     return [*shared, *kernel.problems]
+
+
+def problems_of(kernel: Kernel) -> list[str]:
+    """Those that a line meets in the default run: all of them, or its part of a family's."""
+    family = [line for line in kernels(kernel.operation, kernel.pass_) if _is_of_family(line)]
+    every = every_problem_of(kernel)
+    return (
+        [text for turn, text in enumerate(every) if kernel is _next(family, turn, text)]
+        if _is_of_family(kernel)
+        else every
+    )
+
+
+def _is_of_family(kernel: Kernel) -> bool:
+    """Lines that gather their operands by the same code, and differ in how these are multiplied."""
+    return kernel.backend == "cuda" and kernel.algorithm.startswith("implicit_gemm")
+
+
+def _next(family: list[Kernel], turn: int, text: str) -> Kernel:
+    """Whose turn a problem is: the first, from there on, that takes it in any dtype."""
+    ordered = family[turn % len(family) :] + family[: turn % len(family)]
+    able = [
+        line
+        for line in ordered
+        if any(
+            line.supports(parse_problem(f"{text} {dtype} {line.layouts[0]}")) is None for dtype in line.dtypes
+        )
+    ]
+    return (able or ordered)[0]
 
 
 def pairs(kernel: Kernel) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from tests.problems import (
     MAXPOOL2D_MORE,
     variants,
 )
-from tests.problems_cuda import problems_of
+from tests.problems_cuda import every_problem_of
 
 _SHOWN = 8  # failures of one test that are written out
 Record = Callable[[str, Any], None]
@@ -124,7 +124,7 @@ def _on_the_device() -> list[Any]:
     return [
         pytest.param(kernel, text, id=f"{kernel.id}: {text}")
         for kernel in lines
-        for text in dict.fromkeys([*shared[kernel.operation], *problems_of(kernel)])
+        for text in dict.fromkeys([*shared[kernel.operation], *every_problem_of(kernel)])
     ]
 
 

@@ -14,7 +14,7 @@ from pyconv.registry import Kernel
 from tests.battery import judge
 from tests.devices import ORDERS, Emulator
 from tests.problems import CONV2D, MAXPOOL2D, variants
-from tests.problems_cuda import CONV2D_CUDA, TILES, pairs, problems_of, shares
+from tests.problems_cuda import CONV2D_CUDA, TILES, every_problem_of, pairs, problems_of, shares
 from tests.test_battery import Record, report
 
 LINES = [kernel for kernel in registry.kernels() if kernel.backend == "cuda"]
@@ -49,7 +49,7 @@ def test_battery_in_short(kernel: Kernel, pair: tuple[str, str], record_property
         pytest.param(kernel, text, id=f"{kernel.id}: {text}")
         for kernel in LINES
         for shared in [CONV2D if kernel.operation == "conv2d" else MAXPOOL2D]
-        for text in dict.fromkeys([*problems_of(kernel), *shared])
+        for text in dict.fromkeys([*every_problem_of(kernel), *shared])
     ],
 )
 def test_battery_exhaustive(kernel: Kernel, text: str, record_property: Record) -> None:
@@ -73,6 +73,16 @@ def test_the_problems_cross_the_edges_of_every_tile(pass_: str) -> None:
 def test_every_problem_of_a_line_is_dealt_out_once(kernel: Kernel) -> None:
     dealt = [str(problem).rsplit(" ", 2)[0] for share in shares(kernel).values() for problem in share]
     assert sorted(dealt) == sorted(str(parse_problem(text)).rsplit(" ", 2)[0] for text in problems_of(kernel))
+
+
+@pytest.mark.parametrize("pass_", ["fprop", "dgrad", "wgrad"])
+def test_every_problem_of_a_family_is_dealt_out_once(pass_: str) -> None:
+    family = [
+        kernel for kernel in LINES if kernel.pass_ == pass_ and kernel.algorithm.startswith("implicit_gemm")
+    ]
+    dealt = [text for kernel in family for text in problems_of(kernel)]
+    assert sorted(dealt) == sorted(every_problem_of(family[0]))
+    assert all(every_problem_of(kernel) == every_problem_of(family[0]) for kernel in family)
 
 
 @pytest.mark.parametrize("kernel", LINES, ids=lambda kernel: kernel.id)

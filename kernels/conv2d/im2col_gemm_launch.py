@@ -124,21 +124,26 @@ def wgrad(problem: Problem, rung: Rung) -> Program:
         )
         steps += [*chunk.im2col(), rung.step(product)]
     if is_partial:
-        steps.append(_sum_splits(problem, partial_sums, splits))
+        steps.append(sum_splits(problem, partial_sums, splits))
     partial_bytes = splits * problem.w_size * DTYPES[sums].itemsize if is_partial else 0
     return Program(tuple(steps), partial_sums.offset + partial_bytes)
 
 
 def _splits(chunk: Chunk, rung: Rung) -> tuple[int, int]:
-    """How many splits the gemm_k of a chunk has, and the terms of each."""
     problem, tile = chunk.problem, rung.tile(chunk.problem.dtype)
     tiles = blocks(problem.group_k, tile.bm) * blocks(chunk.patch, tile.bn) * problem.groups
-    wanted = max(1, min(BLOCKS // max(tiles, 1), chunk.pixels // LEAST_SPLIT))
-    split_k = max(1, blocks(blocks(chunk.pixels, wanted), SPLIT_GRAIN)) * SPLIT_GRAIN
-    return max(1, blocks(chunk.pixels, split_k)), split_k
+    return splits_of(chunk.pixels, tiles)
 
 
-def _sum_splits(problem: Conv2dProblem, partial_sums: Scratch, splits: int) -> Step:
+def splits_of(pixels: int, tiles: int) -> tuple[int, int]:
+    """How many splits a sum over pixels has where dw is that many tiles, and the pixels of each."""
+    wanted = max(1, min(BLOCKS // max(tiles, 1), pixels // LEAST_SPLIT))
+    split_k = max(1, blocks(blocks(pixels, wanted), SPLIT_GRAIN)) * SPLIT_GRAIN
+    return max(1, blocks(pixels, split_k)), split_k
+
+
+def sum_splits(problem: Conv2dProblem, partial_sums: Scratch, splits: int) -> Step:
+    """Adds the splits' sums, which lie in the order of dw."""
     return Step(
         "gemm/sum_splits.cu",
         f"sum_splits<{cpp_type(problem)}, {SUM_THREADS}>",

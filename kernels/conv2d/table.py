@@ -13,6 +13,8 @@ from pyconv.kernels.conv2d import (
     direct_tiled_launch,
     direct_tiled_wgrad_launch,
     im2col_gemm_launch,
+    implicit_gemm_launch,
+    implicit_gemm_tensor_launch,
     winograd_fused_launch,
     winograd_launch,
 )
@@ -94,6 +96,8 @@ _CUDA = [
     *direct_stem_launch.KERNELS,
     *depthwise_launch.KERNELS,
     *im2col_gemm_launch.KERNELS,
+    *implicit_gemm_launch.KERNELS,
+    *implicit_gemm_tensor_launch.KERNELS,
     *winograd_launch.KERNELS,
     *winograd_fused_launch.KERNELS,
     *bgrad_launch.KERNELS,
