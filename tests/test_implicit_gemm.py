@@ -60,6 +60,7 @@ def test_every_tile_of_16_bits(monkeypatch: pytest.MonkeyPatch, pass_: str, plac
 
 
 @needs_emulator
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "pass_", "place"),
     [
