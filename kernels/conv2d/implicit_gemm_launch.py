@@ -12,7 +12,8 @@ from functools import partial
 from pyconv.kernels.conv2d.implicit_gemm_plan import Gather, gathers, patch_plan, wgrad_product
 from pyconv.kernels.conv2d.implicit_gemm_problems import PROBLEMS, restriction
 from pyconv.kernels.conv2d.implicit_gemm_splits import pixel_splits, with_splits
-from pyconv.kernels.gemm.gemm_launch import Tile
+from pyconv.kernels.conv2d.implicit_gemm_work import gather_work, slowed, wgrad_work
+from pyconv.kernels.gemm.gemm_launch import Product, Tile
 from pyconv.kernels.gemm.simt_launch import MULTIPROCESSORS
 from pyconv.kernels.gemm.tensor_launch import STAGES, TILE_BYTES_OF_K
 
@@ -49,6 +50,11 @@ class Shape:
         return Tile(self.bm, self.bn, bk, self.threads, shared_bytes)
 
 
+#: Of the FMAs' peak that the inner loop of the largest tile leaves, as counted in README.md.
+SHARE = 0.73
+#: Of a tile's instructions, those that copy it: 6 pieces a thread of some 10 instructions, of 1,405.
+COPYING = 0.04
+
 #: 8 x 8 sums of float, or 8 x 4 of double, are 64 registers of a thread. What is loaded of a step, where the
 #: pixels of the gather lie and what fetches the next tile take more than as many again, and the compiler
 #: loads ahead: with 128 or 168 registers it spills. So two blocks of 4 warps, 255 registers a thread, share a
@@ -82,7 +88,13 @@ def _sass(dtype: str, pass_: str) -> tuple[str, ...]:
     return "FFMA" if dtype == "f32" else "DFMA", "LDGSTS.BYPASS.128", "LDS.128", *vector_stores
 
 
-def _gather_step(gather: Gather, activation: str) -> Step:
+def _work(product: Product, gathered: int, shape: Shape) -> dict[str, object]:
+    size = DTYPES[product.dtype].itemsize
+    share = slowed(SHARE * shape.speed, COPYING, product, gathered, size)
+    return {"unit": product.dtype, "share": share, "resident": shape.blocks}
+
+
+def _gather_step(gather: Gather, activation: str, launches: int) -> Step:
     product, dtype = gather.product, gather.problem.dtype
 
     def grid(shape: Shape) -> int:
@@ -98,13 +110,15 @@ def _gather_step(gather: Gather, activation: str) -> Step:
         (gather.plan(), product.a.at, "w", "bias", product.c.at),
         shape.tile(dtype).shared_bytes,
         _sass(dtype, gather.pass_),
+        gather_work(gather, shape.tile(dtype), launches, **_work(product, 0, shape)),  # type: ignore[arg-type]
     )
 
 
 def gather_program(problem: Problem, pass_: str, activation: str = "kLinear") -> Program:
     """fprop or dgrad. ``activation``: ``kLinear`` or, of fprop, ``kRelu``, which no operator asks for yet."""
     assert isinstance(problem, Conv2dProblem)
-    return Program(tuple(_gather_step(each, activation) for each in gathers(problem, pass_)))
+    launches = gathers(problem, pass_)
+    return Program(tuple(_gather_step(each, activation, len(launches)) for each in launches))
 
 
 def wgrad_program(problem: Problem, pass_: str = "wgrad") -> Program:
@@ -130,6 +144,7 @@ def wgrad_program(problem: Problem, pass_: str = "wgrad") -> Program:
             (patch_plan(problem, product, tile), "x", "dy", dw),
             tile.shared_bytes,
             _sass(dtype, pass_),
+            wgrad_work(problem, product, tile, **_work(product, 1, shape)),  # type: ignore[arg-type]
         )
 
     return with_splits(problem, tiles(shape), step)

@@ -13,7 +13,18 @@ from functools import partial
 from pyconv.kernels.conv2d.implicit_gemm_plan import Gather, gathers, patch_plan, wgrad_product
 from pyconv.kernels.conv2d.implicit_gemm_problems import PROBLEMS, restriction, three_products
 from pyconv.kernels.conv2d.implicit_gemm_splits import pixel_splits, with_splits
-from pyconv.kernels.gemm.tensor_launch import MMA, SHAPES, STAGES, TF32_ACCURACY, Shape, fastest, tile_of
+from pyconv.kernels.conv2d.implicit_gemm_work import gather_work, slowed, wgrad_work
+from pyconv.kernels.gemm.gemm_launch import Product
+from pyconv.kernels.gemm.tensor_launch import (
+    MMA,
+    SHAPES,
+    SHARE,
+    STAGES,
+    TF32_ACCURACY,
+    Shape,
+    fastest,
+    tile_of,
+)
 
 from pyconv.backends.program import CPP_TYPES, Argument, Program, Step, cpp_type
 from pyconv.problem import DTYPES, Conv2dProblem, Problem
@@ -32,16 +43,28 @@ SHAPES_OF_THREE = (
 )
 
 
+#: Of a tile's instructions, those that copy it: 8 pieces a thread of some 10 instructions, of 283.
+COPYING = 0.28
+
+
 @dataclass(frozen=True)
 class Precision:
     """How the elements of a dtype are multiplied."""
 
     arithmetic: str
     shapes: dict[str, tuple[Shape, ...]]
+    products: int  # of the tensor core, for one of the problem
+
+    def work(self, product: Product, gathered: int, shape: Shape) -> dict[str, object]:
+        """What the model of selection is told of the kernel; operand 0 or 1 of the product is gathered."""
+        size = DTYPES[product.dtype].itemsize
+        share = slowed(SHARE * shape.speed, COPYING, product, gathered, size)
+        unit = "tf32" if product.dtype == "f32" else "f16"
+        return {"products": self.products, "unit": unit, "share": share, "resident": shape.blocks}
 
 
-OWN = Precision("kOneProduct", SHAPES)
-THREE = Precision("kThreeTf32", {"f32": SHAPES_OF_THREE})
+OWN = Precision("kOneProduct", SHAPES, 1)
+THREE = Precision("kThreeTf32", {"f32": SHAPES_OF_THREE}, 3)
 
 
 def _numbers(shape: Shape) -> str:
@@ -60,7 +83,7 @@ def _sass(dtype: str, pass_: str, stored: str) -> tuple[str, ...]:
     return tuple(promised)
 
 
-def _gather_step(gather: Gather, precision: Precision, activation: str) -> Step:
+def _gather_step(gather: Gather, precision: Precision, activation: str, launches: int) -> Step:
     product, dtype = gather.product, gather.problem.dtype
 
     def grid(shape: Shape) -> int:
@@ -78,6 +101,7 @@ def _gather_step(gather: Gather, precision: Precision, activation: str) -> Step:
         (gather.plan(), product.a.at, "w", "bias", product.c.at),
         tile.shared_bytes,
         _sass(dtype, gather.pass_, dtype),
+        gather_work(gather, tile, launches, **precision.work(product, 0, shape)),  # type: ignore[arg-type]
     )
 
 
@@ -86,7 +110,8 @@ def gather_program(
 ) -> Program:
     """fprop or dgrad. ``activation``: ``kLinear`` or, of fprop, ``kRelu``, which no operator asks for yet."""
     assert isinstance(problem, Conv2dProblem)
-    return Program(tuple(_gather_step(each, precision, activation) for each in gathers(problem, pass_)))
+    launches = gathers(problem, pass_)
+    return Program(tuple(_gather_step(each, precision, activation, len(launches)) for each in launches))
 
 
 def wgrad_program(problem: Problem, pass_: str, precision: Precision) -> Program:
@@ -114,6 +139,7 @@ def wgrad_program(problem: Problem, pass_: str, precision: Precision) -> Program
             (patch_plan(problem, product, tile), "x", "dy", dw),
             tile.shared_bytes,
             _sass(dtype, "wgrad", result),
+            wgrad_work(problem, product, tile, **precision.work(product, 1, shape)),  # type: ignore[arg-type]
         )
 
     return with_splits(problem, tiles(shape), step)
