@@ -193,6 +193,29 @@ def test_a_line_that_states_no_work_is_taken_by_its_instructions() -> None:
     assert seconds("LDG.E.128") == seconds("FFMA"), "no arithmetic promised: the ordinary units"
 
 
+#: Products for one of the definition.
+PRODUCTS = {"winograd_2x2": 4 / 9, "winograd_2x2_fused": 4 / 9, "winograd_4x4": 1 / 4}
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_what_lines_state_is_at_least_what_the_problem_asks_for(layout: str) -> None:
+    problem = parse_problem(f"conv2d n32c64h56w56 k64r3s3 st1 pd1 f32 {layout}")
+    for kernel in registry.kernels("conv2d"):
+        if kernel.backend != "cuda" or kernel.pass_ == "bgrad" or kernel.supports(problem):
+            continue
+        assert kernel.program is not None
+        works = [step.work for step in kernel.program(problem).steps]
+        if None in works:  # estimated from the problem
+            continue
+        flops = sum(work.flops for work in works if work)
+        least = problem.flops(kernel.pass_) * PRODUCTS.get(kernel.algorithm, 1)
+        assert 0.999 * least <= flops <= 2.5 * least, kernel.id  # idle parts of tiles are issued too
+        moved = sum(work.tensor_bytes for work in works if work)
+        assert 0.98 * problem.bytes(kernel.pass_) <= moved <= 2.1 * problem.bytes(kernel.pass_), kernel.id
+        read = sum(work.scratch_bytes for work in works if work)
+        assert bool(read) == bool(kernel.program(problem).workspace_bytes), kernel.id
+
+
 def test_every_cuda_line_of_convolution_can_be_modelled() -> None:
     for text in (
         "conv2d n2c4h9w9 k4r3s3 pd1",
