@@ -126,9 +126,9 @@ def test_adapters_to_torch() -> None:
         for name in ("libasan.so", "libstdc++.so")
     ]
     more = {"LD_PRELOAD": " ".join(files).replace("\n", ""), "PYCONV_LIBRARY": str(library)}
-    tests = ["tests/test_functional.py", "tests/test_functional_pool.py", "tests/test_threads.py"]
+    tests = ["tests/test_functional.py", "tests/test_functional_pool.py", "tests/test_functional_errors.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not forked and not dataloader", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-x", *tests],
         env={**environment(ISA["address"]), **more}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
