@@ -60,7 +60,7 @@ class Kernel:
         proved: Where the battery has passed on it: ``cpu``, ``emulator``, or a GPU's name.
         problems: Problems that the battery adds for this line to the shared list: the edges of its own tiles.
             Text forms without dtype and layout.
-        program: For ``cuda``, the launches of a problem (:mod:`pyconv.backends.program`).
+        program: For ``cuda`` and ``numba``, the launches of a problem (:mod:`pyconv.backends.program`).
     """
 
     operation: Literal["conv2d", "maxpool2d"]

@@ -179,11 +179,20 @@ Preference = list[tuple[str, str]]
 
 _ASKED = "asked for by"
 
+#: Of the twins of CUDA kernels that share what they load, then those that do not; not measured yet.
+_NUMBA_PREFERENCE = [
+    ("direct_tiled", "tiles in shared memory (not measured)"),
+    ("im2col_gemm_tiled", "tiles in shared memory, after im2col (not measured)"),
+    ("direct_naive", "takes every problem"),
+]
+
 
 def _preference(problem: Problem, pass_: str, backend: str, able: list[Kernel]) -> Preference:
     """A backend's algorithms in the order of expected speed, each with the reason; ``able`` are its lines."""
     if isinstance(problem, Pool2dProblem) or pass_ == "bgrad" or backend == "numba-cpu":
         return [("direct", "the only algorithm of ours")]
+    if backend == "numba":
+        return _NUMBA_PREFERENCE
     return _cuda_preference(problem, able) if backend == "cuda" else _cpu_preference(problem, pass_)
 
 

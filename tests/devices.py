@@ -18,6 +18,9 @@ from pyconv.backends import numba_cpu
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
+#: Backends for GPUs, whose kernels run on the emulator too.
+EMULATED = ("cuda", "numba")
+
 #: The orders in which the emulator can run blocks and threads.
 ORDERS = ("forward", "reverse", "random")
 
@@ -105,8 +108,8 @@ class Cuda(Device):
 
 
 def device_of(kernel: Kernel) -> Device:
-    """Where a line is judged: a CUDA line on the device if there is one, else on the emulator."""
-    if kernel.backend != "cuda":
+    """Where a line is judged: one of CUDA or Numba on the device if there is one, else on the emulator."""
+    if kernel.backend not in EMULATED:
         return Cpu()
-    has_device = torch.cuda.is_available() and backends.unavailable("cuda", "cuda") is None
+    has_device = torch.cuda.is_available() and backends.unavailable(kernel.backend, "cuda") is None
     return Cuda() if has_device else Emulator()

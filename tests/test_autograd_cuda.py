@@ -17,8 +17,8 @@ from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 import pyconv
 from pyconv import selection
-from pyconv.backends import cuda
-from pyconv.problem import Problem
+from pyconv.backends import cuda, numba_emulator
+from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel
 
 FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -110,3 +110,20 @@ def test_training_is_that_of_the_cpu_kernels(on_the_emulator: set[str]) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
     passes = {f"conv2d.{pass_}" for pass_ in ("fprop", "dgrad", "wgrad", "bgrad")}
     assert on_the_emulator == passes | {"maxpool2d.fprop_tap", "maxpool2d.dgrad_tap"}
+
+
+def test_training_on_numba_is_that_of_the_cpu_kernels() -> None:
+    """All passes that a training needs are there in Numba too."""
+    if reason := numba_emulator.unavailable():
+        pytest.skip(reason)
+    selection.forget()
+    with cuda.emulated(), pyconv.use("numba"):
+        problem = parse_problem("conv2d n3c4h4w4 k6r3s3 f32 nchw")
+        pool = parse_problem("maxpool2d n3c4h8w8 r2s2 st2 f32 nchw")
+        chosen = [selection.select(problem, pass_) for pass_ in ("fprop", "dgrad", "wgrad", "bgrad")]
+        chosen += [selection.select(pool, pass_) for pass_ in ("fprop_argmax", "dgrad", "gather")]
+        assert {kernel.backend for kernel in chosen} == {"numba"}
+        got = _trained(steps=2)
+    with pyconv.use("cpu"):
+        want = _trained(steps=2)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The CUDA lines through the battery on the emulator.
+"""The lines of CUDA and Numba through the battery on the emulator.
 
 Every launch is in the checked build, so each also proves that there is no race, no access out of bounds and
 no read of what nobody wrote, and the threads run in an order that changes from problem to problem.
@@ -12,12 +12,12 @@ from pyconv import registry
 from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel
 from tests.battery import judge
-from tests.devices import ORDERS, Emulator
+from tests.devices import EMULATED, ORDERS, Emulator
 from tests.problems import CONV2D, MAXPOOL2D, variants
 from tests.problems_cuda import CONV2D_CUDA, TILES, every_problem_of, pairs, problems_of, shares
 from tests.test_battery import Record, report
 
-LINES = [kernel for kernel in registry.kernels() if kernel.backend == "cuda"]
+LINES = [kernel for kernel in registry.kernels() if kernel.backend in EMULATED]
 
 
 def _judge_all(kernel: Kernel, problems: list[Problem], record_property: Record, in_short: bool) -> None:
@@ -49,7 +49,7 @@ def test_battery_in_short(kernel: Kernel, pair: tuple[str, str], record_property
         pytest.param(kernel, text, id=f"{kernel.id}: {text}")
         for kernel in LINES
         for shared in [CONV2D if kernel.operation == "conv2d" else MAXPOOL2D]
-        for text in dict.fromkeys([*every_problem_of(kernel), *shared])
+        for text in dict.fromkeys([*every_problem_of(kernel), *problems_of(kernel), *shared])
     ],
 )
 def test_battery_exhaustive(kernel: Kernel, text: str, record_property: Record) -> None:

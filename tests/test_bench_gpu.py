@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, gpu_report, machine, run
+from bench import gpu, gpu_report, machine, report, run
 from bench.problems import SHAPES, read_cases
 from bench.timing import wall_turn
+from pyconv import backends
 from pyconv.backends import nvrtc
 from pyconv.problem import parse_problem
+from pyconv.registry import kernels
 
 DEVICE = {
     "name": "Toy GPU",
@@ -132,3 +135,50 @@ def test_a_sanitizer_that_cannot_run_is_not_run_rather_than_failed(monkeypatch: 
     (stage,) = gpu._sanitizer()
     assert stage["status"] is None
     assert stage["summary"][0] == "cannot be used here: not run"
+
+
+def test_numba_is_measured_beside_its_twins_and_cudnn(
+    toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measured(case: Any, layouts: Any, *, also: Any, **how: Any) -> dict[str, Any]:
+        operation = str(case.problem).split()[0]
+        lines = kernels(operation, case.pass_)
+        asked.append({line.id for line in lines if also(line)})
+        sides = [
+            {"library": "pyconv", "layout": layout, "kernel": line.id, "chosen": False, "ns": [ns]}
+            for layout in layouts
+            for line, ns in ((line, 2e6 if line.backend == "cuda" else 8e6) for line in lines if also(line))
+        ]
+        sides += [
+            {"library": "torch", "layout": layout, "kernel": "aten", "chosen": True, "ns": [1e6]}
+            for layout in layouts
+        ]
+        return {
+            "suite": case.suite,
+            "problem": str(case.problem),
+            "pass": case.pass_,
+            "sides": sides,
+            "errors": {},
+        }
+
+    monkeypatch.setattr(run, "measure", measured)
+    monkeypatch.setattr(report, "progress", lambda row: row["problem"])
+    monkeypatch.setattr(backends, "unavailable", lambda backend, device: None)
+    out = tmp_path / "toy.json"
+    options = _options(
+        "--stages", "numba", "--suites", "resnet50", "--maths", "f32", "bf16", "--out", str(out)
+    )
+    assert gpu.run(options) == 0
+    assert len(json.loads(out.read_text())["numba_rows"]) == len(read_cases(SHAPES / "resnet50.txt"))
+    twins = {f"conv2d.fprop.{name}" for name in ("direct_naive", "direct_tiled", "im2col_gemm_tiled")}
+    assert {f"{name}@{backend}" for name in twins for backend in ("numba", "cuda")} in asked
+    page = out.with_suffix(".md").read_text()
+    assert re.search(r"\| direct_tiled +\| 8 +\| 2 +\| 1 +\| 0\.25 +\| 0\.12 +\|", page)
+
+
+def test_numba_that_is_missing_is_said(toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "unavailable", lambda backend, device: "no numba-cuda")
+    assert gpu.run(_options("--stages", "numba", "--out", str(tmp_path / "toy.json"))) == 0
+    assert "| numba | not run | 0 | no numba-cuda |" in (tmp_path / "toy.md").read_text()

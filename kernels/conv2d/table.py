@@ -7,12 +7,17 @@ within a pass in the order of this file.
 
 from pyconv.kernels.conv2d import (
     bgrad_launch,
+    bgrad_numba_launch,
     depthwise_launch,
     direct_naive_launch,
+    direct_naive_numba_launch,
     direct_stem_launch,
     direct_tiled_launch,
+    direct_tiled_numba_launch,
     direct_tiled_wgrad_launch,
+    direct_tiled_wgrad_numba_launch,
     im2col_gemm_launch,
+    im2col_gemm_numba_launch,
     implicit_gemm_launch,
     implicit_gemm_tensor_launch,
     winograd_fused_launch,
@@ -103,6 +108,16 @@ _CUDA = [
     *bgrad_launch.KERNELS,
 ]
 
+#: Those of the Numba kernels, likewise.
+_NUMBA = [
+    *direct_naive_numba_launch.KERNELS,
+    *direct_tiled_numba_launch.KERNELS,
+    *direct_tiled_wgrad_numba_launch.KERNELS,
+    *im2col_gemm_numba_launch.KERNELS,
+    *bgrad_numba_launch.KERNELS,
+]
+
 _ATEN = [_aten(pass_) for pass_ in CONV2D_PASSES]
 
-KERNELS = sorted([*_CPU, *_NUMBA_CPU, *_CUDA, *_ATEN], key=lambda kernel: CONV2D_PASSES.index(kernel.pass_))
+_LINES = [*_CPU, *_NUMBA_CPU, *_CUDA, *_NUMBA, *_ATEN]
+KERNELS = sorted(_LINES, key=lambda kernel: CONV2D_PASSES.index(kernel.pass_))

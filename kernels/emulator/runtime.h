@@ -75,7 +75,8 @@ struct Launch {
   // ordered by phases, and everything before first_phase happened in an earlier launch.
   uint32_t phase, block_phase, first_phase;
 
-  // The kernel's library, in memory: findings' places lie in it.
+  // The kernel's library, in memory: findings' places lie in it. Of a kernel that lies in none (numba.cpp): memory
+  // that nobody may touch, in which a place is a number.
   const char* code;
   size_t code_bytes;
   alignas(16) char parameter_memory[kMaxParameterBytes];
@@ -95,6 +96,7 @@ void begin_block();
 [[noreturn]] void exit_thread();
 [[noreturn]] void abandon();  // gives the launch up, from any fiber
 void wait_for_warp(uint32_t mask, const void* where);
+void sync_block_at(int line, const void* where);
 
 // launch.cpp
 uint3 block_of_phase(uint32_t phase);

@@ -169,10 +169,10 @@ void abandon() {
   __builtin_unreachable();
 }
 
-PYCONV_EXPORT void sync_block(int line) {
+void sync_block_at(int line, const void* where) {
   Thread& self = *current;
   Warp& warp = warps[self.warp];
-  self.barrier = PYCONV_WHERE;
+  self.barrier = where;
   if (!launch.first_barrier) {
     launch.first_barrier = self.barrier;
     launch.first_line = line;
@@ -190,6 +190,8 @@ PYCONV_EXPORT void sync_block(int line) {
   warp.at_block_barrier |= bit(self.lane);
   run_next();
 }
+
+PYCONV_EXPORT void sync_block(int line) { sync_block_at(line, PYCONV_WHERE); }
 
 void wait_for_warp(uint32_t mask, const void* where) {
   Thread& self = *current;

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pyconv.kernels.maxpool2d import dgrad_launch, fprop_launch, gather_launch
+from pyconv.kernels.maxpool2d import dgrad_launch, fprop_launch, gather_launch, numba_launch
 from pyconv.kernels.maxpool2d.restrictions import plane_fits_int32, torch_padding
 
 from pyconv.problem import POOL2D_PASSES
@@ -66,4 +66,5 @@ _CUDA = [
 #: torch has no argmax of one byte, so it has no lines for the passes by tap.
 _ATEN = [_aten(pass_) for pass_ in ("fprop", "fprop_argmax", "dgrad", "gather")]
 
-KERNELS = sorted([*_CPU, *_NUMBA_CPU, *_CUDA, *_ATEN], key=lambda kernel: POOL2D_PASSES.index(kernel.pass_))
+_LINES = [*_CPU, *_NUMBA_CPU, *_CUDA, *numba_launch.KERNELS, *_ATEN]
+KERNELS = sorted(_LINES, key=lambda kernel: POOL2D_PASSES.index(kernel.pass_))

@@ -6,12 +6,18 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from pyconv.backends import aten, cpu, cuda, numba_cpu
+from pyconv.backends import aten, cpu, cuda, numba, numba_cpu
 from pyconv.backends.signature import signature
 from pyconv.problem import Problem
 from pyconv.registry import Kernel
 
-_MODULES: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "numba-cpu": numba_cpu, "aten": aten}
+_MODULES: dict[str, ModuleType] = {
+    "cpu": cpu,
+    "cuda": cuda,
+    "numba": numba,
+    "numba-cpu": numba_cpu,
+    "aten": aten,
+}
 
 
 def unavailable(backend: str, device_type: str) -> str | None:
@@ -42,7 +48,8 @@ def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     ``(dy, argmax) -> dx``, gather ``(x, argmax) -> y``; fprop_tap, dgrad_tap and gather_tap are the same with
     an argmax of uint8, the tap ``r*s_extent + s`` of the window (255: it covers nothing).
 
-    Under :func:`pyconv.backends.cuda.emulated`, a kernel of backend ``cuda`` is bound to the emulator.
+    Under :func:`pyconv.backends.cuda.emulated`, a kernel of backend ``cuda`` or ``numba`` is bound to the
+    emulator.
     """
     launch: Callable[..., Any] = _MODULES[kernel.backend].bind(kernel, problem)
     return launch

@@ -118,6 +118,17 @@ def bind(kernel: Kernel, problem: Problem) -> Callable[..., Any]:
     return Bound(kernel, problem)
 
 
+def workspace_of(size: int, device: torch.device) -> Tensor:
+    """Memory of so many bytes from torch, or an error that says how to need less."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        advice = "pyconv.set_workspace_limit makes selection take kernels that need less"
+        raise torch.OutOfMemoryError(
+            f"pyconv: no memory for a workspace of {size} bytes ({advice}): {error}"
+        ) from None
+
+
 class Bound:
     """A kernel and a problem: a function of the tensors alone, on any device that has them."""
 
@@ -143,7 +154,7 @@ class Bound:
             # Goes back to torch when this returns; what is launched on the stream later comes after us.
             workspace = None
             if packing.workspace_bytes:
-                workspace = self._workspace(device)
+                workspace = workspace_of(packing.workspace_bytes, device)
             tensors += results
             frame = packing.take(
                 [0 if tensor is None else tensor.data_ptr() for tensor in tensors],
@@ -152,16 +163,6 @@ class Bound:
             where.launch(launches, frame, tensors, workspace)
             packing.give(frame)
         return results[0] if len(results) == 1 else tuple(results)
-
-    def _workspace(self, device: torch.device) -> Tensor:
-        size = self.packing.workspace_bytes
-        try:
-            return torch.empty(size, dtype=torch.uint8, device=device)
-        except torch.OutOfMemoryError as error:
-            advice = "pyconv.set_workspace_limit makes selection take kernels that need less"
-            raise torch.OutOfMemoryError(
-                f"pyconv: no memory for a workspace of {size} bytes ({advice}): {error}"
-            ) from None
 
     def _load(self, device: torch.device) -> tuple[Device, list[Any]]:
         with self._lock:

@@ -147,7 +147,8 @@ class Session:
             function.signature,
         )
         if _runtime().pyconv_emulator_launch(ctypes.addressof(request)):
-            raise_findings(function.kernel, function.library, _runtime().pyconv_emulator_findings().decode())
+            text = _runtime().pyconv_emulator_findings().decode()
+            raise_findings(function.kernel, function.library, text, function.lines)
 
 
 @dataclass(frozen=True)

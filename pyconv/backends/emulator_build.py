@@ -21,9 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pyconv.backends.cache import refusal
-from pyconv.backends.emulator_findings import MAPPED, EmulatorError
+from pyconv.backends.emulator_findings import MAPPED, EmulatorError, Lines, lines_of_library
 from pyconv.backends.sources import KERNELS, digest
 
 # No contraction: a*b + c is one rounding only where a kernel says fused(). No sibling calls: a finding's
@@ -55,6 +56,8 @@ class Function:
         checked: It has the hooks of the checked build.
         parameter_bytes: The size of each parameter: what a GPU would read at each pointer given to a launch.
         library: Its file in the cache; the ``.cpp`` of the same name is what was compiled.
+        handle: Keeps it in memory.
+        lines: Finds the lines of the source that the places of findings are on.
     """
 
     kernel: str
@@ -63,7 +66,8 @@ class Function:
     library: Path
     entry: int = field(repr=False)
     signature: int = field(repr=False)
-    handle: ctypes.CDLL = field(repr=False, compare=False)
+    handle: Any = field(repr=False, compare=False)
+    lines: Lines = field(default=lines_of_library, repr=False, compare=False)
 
 
 class _Signature(ctypes.Structure):
@@ -146,6 +150,20 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder for compiled code. Raises :class:`EmulatorError` if it cannot be made or trusted."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What is in a checkout is trusted as the checkout is.
+        why = None if folder.is_relative_to(KERNELS.parent) else refusal(folder)
+    except OSError as error:
+        why = f"cannot be made ({error.strerror or error})"
+    if why:
+        raise EmulatorError(
+            f"the folder for what the emulator compiles, {folder}, {why}; PYCONV_CACHE names another"
+        )
+
+
 def _library(
     name: str, text: str, digests: Iterable[str], flags: tuple[str, ...], libraries: tuple[str, ...] = ()
 ) -> Path:
@@ -162,18 +180,7 @@ def _library(
     made_of = [version, *command, text, *digests, *(Path(library).name for library in libraries)]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
     library = cache_folder() / f"{name}-{key}.so"
-    try:
-        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # What is in a checkout is trusted as the checkout is.
-        why = None if library.is_relative_to(KERNELS.parent) else refusal(library.parent)
-    except OSError as error:
-        why = f"cannot be made ({error.strerror or error})"
-    if why:
-        raise EmulatorError(
-            f"the folder for what the emulator compiles, {library.parent}, {why}; PYCONV_CACHE names another"
-        )
-    if _is_whole(library):
-        return library
+    make_folder(library.parent)
     with _lock(library.with_suffix(".lock")):
         if not _is_whole(library):  # another process may have made it by now
             main = library.with_suffix(".cpp")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 #: What ``kernels/`` is called in debug information: what is compiled must not tell where the sources are.
 MAPPED = "/kernels"
+
+#: For a kernel's library and places in it: ``file:line`` of each, followed by the lines into which it was
+#: inlined.
+Lines = Callable[[Path, set[str]], dict[str, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,12 @@ class EmulatorError(RuntimeError):
         self.findings = tuple(findings)
 
 
-def raise_findings(kernel: str, library: Path, text: str) -> None:
+def raise_findings(kernel: str, library: Path, text: str, find_lines: Lines) -> None:
     """Raises what the runtime reports (``kernels/emulator/findings.cpp``)."""
     records = [line.split("\t", 3) for line in text.splitlines()]
-    lines = _lines(library, {place for record in records for field in record[1:3] for place in field.split()})
+    lines = find_lines(
+        library, {place for record in records for field in record[1:3] for place in field.split()}
+    )
     findings: dict[Finding, None] = {}
     for kind, places, other_places, message in records:
         where, other = (_author_line(lines, field.split()) for field in (places, other_places))
@@ -69,8 +75,8 @@ def _author_line(lines: dict[str, list[str]], places: list[str]) -> str:
     return (own or known or [""])[0]
 
 
-def _lines(library: Path, places: set[str]) -> dict[str, list[str]]:
-    """``file:line`` of each place, followed by the lines into which its function was inlined."""
+def lines_of_library(library: Path, places: set[str]) -> dict[str, list[str]]:
+    """:data:`Lines` of a library with debug information."""
     wanted = sorted(places)
     lines = {place: [f"{library.name}+0x{place}"] for place in wanted}
     tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")

@@ -52,7 +52,7 @@ class Packing:
         self._tensors = len(self._slots)
         self._constants: list[list[ctypes._CDataType | int]] = []  # by step; an int is a pointer's slot
         for step in self.steps:
-            _check_launch(step)
+            check_launch(step)
             self._constants.append([self._pack(argument, step, program) for argument in step.arguments])
         self._offsets = [place.offset for place in self._slots if isinstance(place, Scratch)]
         self.workspace_bytes = program.workspace_bytes if self._offsets else 0
@@ -114,7 +114,8 @@ class Packing:
         return Frame(pointers, arrays)
 
 
-def _check_launch(step: Step) -> None:
+def check_launch(step: Step) -> None:
+    """Raises ``ValueError`` for a launch that no device can do."""
     threads = step.block[0] * step.block[1] * step.block[2]
     if any(blocks > most for blocks, most in zip(step.grid, MOST_BLOCKS, strict=True)) or min(step.grid) < 0:
         raise ValueError(f"{step.kernel}: a grid of {step.grid} blocks; at most {MOST_BLOCKS}")

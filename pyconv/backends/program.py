@@ -26,8 +26,29 @@ class Scratch:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class View:
+    """A strided array of an operand, a result or of the workspace: an argument of a kernel in Numba.
+
+    Attributes:
+        of: What it is a view of.
+        dtype: A name of :data:`pyconv.problem.DTYPES`, or ``i32``.
+        shape: Its extents.
+        strides: Elements from one index to the next, along each axis; 0 where there is one for all.
+        offset: Elements from the start to the first.
+    """
+
+    of: str | Scratch
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
 #: A kernel's argument: the name of an operand or result of the pass (``x w bias dy argmax``, ``y dx dw db
 #: argmax``) as its pointer, a place in the workspace, the problem as its C struct by value, or a C number.
+#: Kernels in Numba take views instead of pointers, the problem and other numbers as named tuples, and
+#: integers.
 Argument = (
     str
     | Scratch
@@ -39,6 +60,9 @@ Argument = (
     | ctypes.c_float
     | ctypes.c_double
     | ctypes.Structure
+    | View
+    | int
+    | tuple[int, ...]
 )
 
 
@@ -76,6 +100,7 @@ class Step:
     Attributes:
         source: The file under ``kernels/``.
         kernel: The instantiation, a C++ expression inside namespace ``pyconv``: ``name<float, kNchw, 128>``.
+            Of a source in Numba, a Python expression inside that module: ``name(float32, 128)``.
         grid, block: Blocks and threads. A step with an empty grid is not launched.
         arguments: In the order of the kernel's parameters. Where a pass has no bias, ``"bias"`` is null.
         shared_bytes: Dynamic shared memory of a block.
