@@ -63,11 +63,14 @@ format: setup
 
 tables: setup gates
 	$(PY) -m pyconv.tables --write
+	$(PY) -m pyconv.excerpts --write
 
 gates: setup
 	@echo "== every CUDA kernel compiled for every architecture, checked, and listed in kernels/RESOURCES.md (with"
 	@echo "   ARGS='--only direct --arch sm_80' some are checked and none listed)"
 	$(PY) -m pyconv.gates $(or $(ARGS),--write)
+	@echo "== every Numba kernel likewise, listed in kernels/RESOURCES_NUMBA.md"
+	$(PY) -m pyconv.gates.numba_kernels
 
 setup: $(VENV)/.native
 

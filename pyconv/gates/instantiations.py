@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pyconv.backends.program import Argument, Scratch, Step
+from pyconv.backends.program import Argument, Scratch, Step, View
 from pyconv.gates.problems import PROBLEMS
 from pyconv.problem import Problem, parse_problem
 from pyconv.registry import Kernel, kernels
@@ -81,6 +81,7 @@ def parameter_sizes(step: Step) -> tuple[int, ...]:
 def _size(argument: Argument) -> int:
     if isinstance(argument, (str, Scratch)):
         return ctypes.sizeof(ctypes.c_void_p)
+    assert not isinstance(argument, (View, int, tuple)), "an argument of a kernel in Numba"
     return ctypes.sizeof(argument if not hasattr(argument, "to_c") else argument.to_c())
 
 
