@@ -219,8 +219,18 @@ def our_contender(problem: Problem, pass_: str, device: str = "cpu") -> Contende
     return _line(selection.select(problem, pass_, device), problem)
 
 
-def other_lines(problem: Problem, pass_: str, device: str = "cpu") -> list[Contender]:
-    """Every line of ours that can do the problem and is not what selection picks."""
+def numba_and_twins(kernel: Kernel) -> bool:
+    """Whether a line is one of Numba's, or has its name: the same algorithm in CUDA C++."""
+    return any(other.backend == "numba" and other.name == kernel.name for other in kernels(kernel.operation))
+
+
+def other_lines(
+    problem: Problem,
+    pass_: str,
+    device: str = "cpu",
+    wanted: Callable[[Kernel], bool] = lambda kernel: True,
+) -> list[Contender]:
+    """The wanted lines of ours that can do the problem and are not what selection picks."""
     if pass_ in CALL_PASSES:
         return []
     chosen = selection.select(problem, pass_, device)
@@ -230,6 +240,7 @@ def other_lines(problem: Problem, pass_: str, device: str = "cpu") -> list[Conte
         for kernel in kernels(operation, pass_)
         if kernel.backend != "aten"
         and kernel != chosen
+        and wanted(kernel)
         and backends.unavailable(kernel.backend, device) is None
         and kernel.supports(problem) is None
     ]

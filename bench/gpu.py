@@ -2,10 +2,11 @@
 
 Stages, each of which can be left out (``--stages``):
 
-``tests``      the battery's CUDA lines on the device, and ``tests/test_gpu.py``
+``tests``      the battery's lines of CUDA and Numba on the device, and ``tests/test_gpu.py``
 ``sanitizer``  compute-sanitizer's memcheck and racecheck over a subset of the battery
 ``bench``      every layer of AlexNet, VGG-16 and ResNet-50, MobileNetV2's depthwise layers and the pools,
                ours against cuDNN through torch (``cudnn.benchmark=True``), dtype and TF32 alike on both sides
+``numba``      the Numba kernels, their twins in CUDA C++ and cuDNN, on ResNet-50's layers and the pools
 ``calls``      microseconds of the host for one call
 
 The result goes to ``bench/results/<device>.json``, with the same as Markdown beside it. It is written anew
@@ -28,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-STAGES = ("tests", "sanitizer", "bench", "calls")
+STAGES = ("tests", "sanitizer", "bench", "numba", "calls")
 SUITES = ("resnet50", "vgg16", "alexnet", "depthwise", "pools")
 #: What both sides compute in: a dtype, or float32 in TF32.
 MATHS = ("f32", "bf16", "tf32", "f16", "f64")
@@ -195,6 +196,39 @@ def _bench(options: argparse.Namespace, result: dict[str, Any], save: Any) -> No
     save()
 
 
+def _numba(options: argparse.Namespace, result: dict[str, Any], save: Any) -> None:
+    """In float32 and float16, at the first batch size: rows of their own, since they are of unequal lines."""
+    from bench import contenders, machine
+    from bench.problems import SHAPES, read_cases
+    from bench.report import progress
+    from bench.run import measure
+    from pyconv import backends
+
+    if reason := backends.unavailable("numba", "cuda"):
+        result["stages"].append({"name": "numba", "status": None, "seconds": 0, "summary": [reason]})
+        return
+    for math in [math for math in options.maths if math in ("f32", "f16")]:
+        for suite in [suite for suite in options.suites if suite in ("resnet50", "pools")]:
+            for case in read_cases(SHAPES / f"{suite}.txt"):
+                case = replace(case, problem=replace(case.problem, n=options.batches[0], dtype=math))
+                try:
+                    with machine.tf32(False):
+                        row = measure(
+                            case,
+                            options.layouts,
+                            seconds=options.seconds,
+                            least_rounds=3,
+                            device="cuda",
+                            also=contenders.numba_and_twins,
+                        )
+                except (RuntimeError, ValueError) as error:
+                    print(f"numba: {case.problem} {case.pass_}: {str(error).splitlines()[0]}", flush=True)
+                    continue
+                result["numba_rows"].append(row | {"math": math})
+                print(f"numba {math} {progress(row)}", flush=True)
+            save()
+
+
 def _calls(result: dict[str, Any]) -> None:
     from bench.problems import SHAPES, read_cases
     from bench.report import progress
@@ -224,6 +258,7 @@ def run(options: argparse.Namespace) -> int:
         "stages": [],
         "ceilings": {},
         "rows": [],
+        "numba_rows": [],
         "left_out": [],
     }
 
@@ -244,6 +279,8 @@ def run(options: argparse.Namespace) -> int:
             save()
     if "bench" in options.stages:
         _bench(options, result, save)
+    if "numba" in options.stages:
+        _numba(options, result, save)
     if "calls" in options.stages:
         _calls(result)
         save()
@@ -253,7 +290,7 @@ def run(options: argparse.Namespace) -> int:
     print(gpu_report.markdown(result))
     print(f"Written: {out} and {out.with_suffix('.md')}")
     failed = [stage["name"] for stage in result["stages"] if stage["status"]]
-    wrong = sum(len(row["errors"]) for row in result["rows"])
+    wrong = sum(len(row["errors"]) for row in [*result["rows"], *result["numba_rows"]])
     if failed or wrong:
         print(
             f"make gpu: failed: {', '.join(failed) or 'no stage'}; {wrong} measurements failed",

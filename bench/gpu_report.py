@@ -47,7 +47,8 @@ def _lines(rows: Sequence[Row], ceilings: dict[str, float]) -> list[Sequence[str
                     " ".join(row["problem"].split()[:-2]),
                     row["pass"],
                     ours["layout"],
-                    ours["kernel"].split(".")[-1].split("@")[0] + ("" if ours["chosen"] else " (not chosen)"),
+                    ours["kernel"].split(".")[-1].removesuffix("@cuda")
+                    + ("" if ours["chosen"] else " (not chosen)"),
                     _ms(ours),
                     _ms(side(row, "torch", ours["layout"])),
                     "-" if gain is None else f"{gain.median:.2f} [{gain.p20:.2f}, {gain.p80:.2f}]",
@@ -82,6 +83,34 @@ def _means(rows: Sequence[Row]) -> str:
             for key, pairs in sorted(groups.items())
         ],
     )
+
+
+def _numba(rows: Sequence[Row]) -> str:
+    """Each Numba line against its twin in CUDA C++ and against cuDNN in the same layout."""
+    lines: list[Sequence[str]] = []
+    for row in rows:
+        for ours in row["sides"]:
+            name, _, backend = ours["kernel"].partition("@")
+            if backend != "numba":
+                continue
+            twins = [each for each in row["sides"] if each["kernel"] == f"{name}@cuda"]
+            twin = next((each for each in twins if each["layout"] == ours["layout"]), None)
+            cudnn, time = side(row, "torch", ours["layout"]), time_ns(ours).median
+            lines.append(
+                (
+                    " ".join(row["problem"].split()[:-1]),
+                    row["pass"],
+                    ours["layout"],
+                    name.split(".")[-1],
+                    _ms(ours),
+                    _ms(twin),
+                    _ms(cudnn),
+                    f"{time_ns(twin).median / time:.2f}" if twin else "-",
+                    f"{time_ns(cudnn).median / time:.2f}" if cudnn else "-",
+                )
+            )
+    header = ("problem", "pass", "layout", "algorithm", "Numba, ms", "CUDA C++, ms", "cuDNN, ms")
+    return table((*header, "CUDA C++ / Numba", "cuDNN / Numba"), lines)
 
 
 def _calls(rows: Sequence[Row]) -> str:
@@ -144,9 +173,11 @@ def markdown(result: Result) -> str:
     for suite, math in dict.fromkeys((row["suite"], row["math"]) for row in kernels):
         rows = [row for row in kernels if (row["suite"], row["math"]) == (suite, math)]
         parts += [f"## {suite}, {math}", table(header, _lines(rows, result["ceilings"]))]
+    if result.get("numba_rows"):
+        parts += ["## Numba", _numba(result["numba_rows"])]
     failed = [
         f"- {row['math']} {row['problem']} {row['pass']}: {name}: {why}"
-        for row in result["rows"]
+        for row in [*result["rows"], *result.get("numba_rows", [])]
         for name, why in row["errors"].items()
     ]
     if failed:

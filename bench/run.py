@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from bench.problems import CALL_PASSES, PASSES, SHAPES, Case, read_cases
 from bench.timing import Side, Turn, device_turn, interleave, waiting_turn, wall_turn
 from pyconv import selection
 from pyconv.problem import LAYOUTS, Layout
+from pyconv.registry import Kernel
 
 _DEFAULT_SHAPES = ("call_overhead", "first_bar_conv", "first_bar_pool")
 
@@ -69,8 +70,11 @@ def measure(
     least_rounds: int,
     all_kernels: bool = False,
     device: str = "cpu",
+    also: Callable[[Kernel], bool] | None = None,
 ) -> dict[str, Any]:
     """One row: a pass of a problem, every contender in every layout in one interleaved measurement.
+
+    Besides torch's kernel and what selection picks, ``also`` says which lines; ``all_kernels`` means all.
 
     A contender that cannot run or computes something else is left out and named in the row's ``errors``.
     """
@@ -86,7 +90,8 @@ def measure(
             baseline = torch_contender(problem, case.pass_, device)
             reference = baseline.call(*operands.first(baseline.takes))
             tried: list[Contender] = [baseline, our_contender(problem, case.pass_, device)]
-            tried += other_lines(problem, case.pass_, device) if all_kernels else []
+            wanted = also or (lambda kernel: all_kernels)
+            tried += other_lines(problem, case.pass_, device, wanted)
             for contender in tried:
                 try:
                     error = difference(contender.call(*operands.first(contender.takes)), reference)
