@@ -172,9 +172,10 @@ class Simulated(numba_gpu.Gpu):
 
     def array(self, address, typestr, shape, strides):
         dtype = np.dtype(typestr)
-        size = 1 + sum((n - 1) * step for n, step in zip(shape, strides)) // dtype.itemsize if 0 not in shape
-        else 0 flat = (ctypes.c_byte * (size * dtype.itemsize)).from_address(address) if size else b"" return
-        FakeCUDAArray(np.lib.stride_tricks.as_strided(np.frombuffer(flat, dtype), shape, strides))
+        steps = zip(shape, strides)
+        size = 0 if 0 in shape else 1 + sum((n - 1) * step for n, step in steps) // dtype.itemsize
+        flat = (ctypes.c_byte * (size * dtype.itemsize)).from_address(address) if size else b""
+        return FakeCUDAArray(np.lib.stride_tricks.as_strided(np.frombuffer(flat, dtype), shape, strides))
 
 for name, text in CASES:
     kernel, problem = find(name), parse_problem(text)
