@@ -85,10 +85,9 @@ def module_of(source: str) -> Any:
 def kernel_of(source: str, kernel: str) -> Any:
     """The kernel that an expression names inside the module of a source, as ``numba.cuda.jit`` made it."""
     import numba
-    from numba.core.errors import NumbaPerformanceWarning
 
     # A layer may be small; that is no news to who trains it.
-    warnings.filterwarnings("ignore", "Grid size", NumbaPerformanceWarning)
+    warnings.filterwarnings("ignore", r"Grid size \d+ will likely")
     names = {"float32": numba.float32, "float64": numba.float64}
     return eval(kernel, {**vars(module_of(source)), **names})  # an expression of our own launch files
 
