@@ -55,8 +55,9 @@ class Kernel:
             A kernel that trades accuracy for speed states the relative L2 error it is held to instead, and
             why: ``1e-3 (tf32)``. Such a line is of one dtype. See :attr:`error_bound`.
         algebra: ``direct``: it multiplies the elements themselves, as the definition does; ``winograd``: sums
-            and differences of them, whose rounding errors are of another kind. Precision ``exact`` leaves
-            the latter out (:func:`pyconv.switches.set_algorithm_precision`).
+            and differences of them; ``split``: parts of them, as float32 by three products of TF32. Rounding
+            and infinities are then of another kind, and precision ``exact`` takes ``direct`` only
+            (:func:`pyconv.switches.set_algorithm_precision`).
         proved: Where the battery has passed on it: ``cpu``, ``emulator``, or a GPU's name.
         problems: Problems that the battery adds for this line to the shared list: the edges of its own tiles.
             Text forms without dtype and layout.
@@ -76,7 +77,7 @@ class Kernel:
     exact_integers: bool = True
     nonfinite: Literal["local", "padding", "tile"] = "local"
     accuracy: str = "standard"
-    algebra: Literal["direct", "winograd"] = "direct"
+    algebra: Literal["direct", "winograd", "split"] = "direct"
     proved: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     program: MakeProgram | None = None
@@ -87,7 +88,7 @@ class Kernel:
             ("pass_", self.pass_, PASSES.get(self.operation, ())),
             ("backend", self.backend, BACKENDS),
             ("nonfinite", self.nonfinite, ("local", "padding", "tile")),
-            ("algebra", self.algebra, ("direct", "winograd")),
+            ("algebra", self.algebra, ("direct", "winograd", "split")),
         ):
             if value not in accepted:
                 raise ValueError(f"Kernel {self.id}: {name}={value!r}; accepted: {', '.join(accepted)}")

@@ -327,6 +327,8 @@ def _why_not_chosen(
         if taken and kernel.backend in _NATIVE.get(device_type, ()):
             when = f"when asked for, or where backend {taken[0]} is not available,"
         return f"not chosen: backend {kernel.backend} is taken only {when} on {device_type}"
+    if kernel.algorithm in _ASKED_FOR:
+        return "not chosen: taken only when asked for, until it is measured on a device"
     return f"not chosen: {chosen.algorithm if chosen else 'nothing'} is expected to be faster"
 
 

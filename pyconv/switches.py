@@ -75,13 +75,13 @@ def set_algorithm_precision(precision: str) -> None:
     """How much an algorithm may trade accuracy for speed, from now on and in every thread.
 
     Args:
-        precision: ``"exact"``: only kernels that multiply the elements themselves, no Winograd.
-            ``"standard"`` (the default): besides, those whose relative L2 error stays within twice torch's
-            own, and one rounding, as Winograd F(2x2, 3x3). ``"fast"``: besides, those that state an error of
-            at most 1e-5, as Winograd F(4x4, 3x3).
+        precision: ``"exact"``: only kernels that multiply the elements themselves: no Winograd, no three
+            products of TF32. ``"standard"`` (the default): besides, those whose relative L2 error stays
+            within twice torch's own, and one rounding, as Winograd F(2x2, 3x3). ``"fast"``: besides, those
+            that state an error of at most 1e-5, as Winograd F(4x4, 3x3).
 
-    float32 stays float32 in all three; whether TF32 may be used is torch's switch alone. No name that
-    :func:`pyconv.use` asks for overrides it.
+    Whether TF32 itself may be used is torch's switch alone. No name that :func:`pyconv.use` asks for
+    overrides this switch.
 
     Raises:
         ValueError: for another name.

@@ -46,10 +46,12 @@ def _able(precision: str, pass_: str = "fprop") -> set[str]:
 @pytest.mark.parametrize("pass_", ["fprop", "dgrad"])
 def test_each_precision_adds_to_the_one_before(on_a_gpu: None, pass_: str) -> None:
     exact, standard, fast = (_able(precision, pass_) for precision in switches.PRECISIONS)
-    assert standard - exact == {"winograd_2x2", "winograd_2x2_fused"}
+    assert standard - exact == {"winograd_2x2", "winograd_2x2_fused", "implicit_gemm_3xtf32"}
     assert fast - standard == {"winograd_4x4"}
     assert exact < standard < fast
-    assert not any("tf32" in name for name in fast), "TF32 is torch's switch, not this one"
+    assert not any("tf32" in name and "3xtf32" not in name for name in fast), (
+        "TF32 is torch's switch, not this one"
+    )
 
 
 def test_a_line_of_a_bound_is_never_chosen_by_default(on_a_gpu: None) -> None:
@@ -77,6 +79,16 @@ def test_explain_says_what_the_switch_decides(on_a_gpu: None) -> None:
     pyconv.set_algorithm_precision("exact")
     for algorithm in ("winograd_2x2", "winograd_2x2_fused", "winograd_4x4"):
         assert "'exact', and this is winograd" in reason(algorithm)
+
+
+def test_three_products_of_tf32_are_for_those_who_ask(on_a_gpu: None) -> None:
+    name, problem = "conv2d.fprop.implicit_gemm_3xtf32@cuda", parse_problem(LAYER)
+    reasons = {line.kernel.id: line.reason for line in pyconv.explain(LAYER, "cuda")["fprop"]}
+    assert reasons[name].startswith("not chosen: taken only when asked for")
+    with pyconv.use("implicit_gemm_3xtf32"):
+        assert selection.select(problem, "fprop", "cuda").id == name
+        with pyconv.algorithm_precision("exact"):
+            assert selection.select(problem, "fprop", "cuda").id != name
 
 
 def test_a_worse_bound_is_beyond_fast(on_a_gpu: None) -> None:

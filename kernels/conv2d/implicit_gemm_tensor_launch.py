@@ -180,5 +180,5 @@ KERNELS = [
     *_lines("tensor", ("f16", "bf16"), OWN),
     *_lines("tf32", ("f32",), OWN, accuracy=TF32_ACCURACY),
     # An infinite operand gives NaN where it should give infinity (gemm_tensor_fragment.h).
-    *_lines("3xtf32", ("f32",), THREE, nonfinite="tile"),
+    *_lines("3xtf32", ("f32",), THREE, nonfinite="tile", algebra="split"),
 ]
