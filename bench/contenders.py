@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyconv
-from bench.machine import last_level_cache
 from bench.problems import CALL_PASSES
 from pyconv import backends, selection
+from pyconv.machine import last_level_cache
 from pyconv.problem import Conv2dProblem, Layout, Pool2dProblem, Problem
 from pyconv.registry import Kernel, kernels
 

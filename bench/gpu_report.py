@@ -8,7 +8,7 @@ from typing import Any
 from bench.problems import CALL_PASSES
 from bench.report import dump, table
 from bench.rows import Row, Side, geometric_mean, layouts, side, speedup, speedup_over_best, time_ns
-from bench.timing import spread
+from pyconv.timing import spread
 
 Result = dict[str, Any]
 

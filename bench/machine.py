@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 import pyconv
 from pyconv.backends import cpu
+from pyconv.machine import last_level_cache
 from pyconv.problem import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,19 +57,6 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     return {name.strip(): value.strip() for name, value in pairs}
-
-
-@cache
-def last_level_cache(device: str = "cpu") -> int:
-    """Bytes of the last-level cache; 32 MiB where the system does not say."""
-    if device == "cuda":
-        return int(torch.cuda.get_device_properties().L2_cache_size)
-    sizes = [0]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        match = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip())
-        if match:
-            sizes.append(int(match[1]) * 1024 ** " KMG".index(match[2] or " "))
-    return max(sizes) or 32 * 1024**2
 
 
 def describe() -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Reads ``bench/shapes/*.txt``: one problem a line, in the descriptor's text form.
+"""The cases of ``bench/shapes/*.txt`` (:mod:`pyconv.shapes` has the format).
 
-Lines starting with ``#`` are comments, and one of them may say ``# passes: fprop dgrad``: the passes that
-this file is there to measure. Without it, a convolution is measured in fprop, dgrad and wgrad and a pooling
+Where a file names no passes, a convolution is measured in fprop, dgrad and wgrad and a pooling
 in fprop, fprop_argmax and dgrad.
 """
 
@@ -11,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyconv.problem import Conv2dProblem, Problem, parse_problem
+from pyconv.problem import Conv2dProblem, Problem
+from pyconv.shapes import read_shapes
 
 SHAPES = Path(__file__).resolve().parent / "shapes"
 
@@ -44,18 +44,7 @@ def read_cases(path: Path, passes: Sequence[str] = ()) -> list[Case]:
     Raises:
         ValueError: naming file and line, for a line or a pass that is not understood.
     """
-    problems: list[Problem] = []
-    named: list[str] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        text = line.strip()
-        try:
-            if text.startswith("# passes:"):
-                named += text.removeprefix("# passes:").split()
-                check_passes(named)
-            elif text and not text.startswith("#"):
-                problems.append(parse_problem(text))
-        except ValueError as error:
-            raise ValueError(f"{path.name}:{number}: {error}") from None
+    problems, named = read_shapes(path, check_passes)
     cases = []
     for problem in problems:
         usual = _CONV2D if isinstance(problem, Conv2dProblem) else _POOL2D

@@ -22,7 +22,7 @@ from bench.rows import (
     speedup_over_best,
     time_ns,
 )
-from bench.timing import Spread
+from pyconv.timing import Spread
 
 Result = dict[str, Any]
 

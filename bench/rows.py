@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bench.timing import Spread, ratios, spread
 from pyconv.problem import parse_problem
+from pyconv.timing import Spread, ratios, spread
 
 Row = dict[str, Any]
 Side = dict[str, Any]

@@ -30,10 +30,10 @@ from bench.contenders import (
     torch_contender,
 )
 from bench.problems import CALL_PASSES, PASSES, SHAPES, Case, read_cases
-from bench.timing import Side, Turn, device_turn, interleave, waiting_turn, wall_turn
 from pyconv import selection
 from pyconv.problem import LAYOUTS, Layout
 from pyconv.registry import Kernel
+from pyconv.timing import Side, Turn, device_turn, interleave, waiting_turn, wall_turn
 
 _DEFAULT_SHAPES = ("call_overhead", "first_bar_conv", "first_bar_pool")
 

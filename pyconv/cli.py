@@ -164,6 +164,87 @@ def explain(
     _say(str(explanation))
 
 
+@app.command()
+def tune(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL_OR_SHAPES]",
+            help="A model's name, a file with a problem a line, or one problem in its text form.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    layouts: Annotated[str, typer.Option(help="Such as nchw,nhwc. [those of the problems]")] = "",
+    dtypes: Annotated[str, typer.Option(help="Such as f32,bf16. [those of the problems]")] = "",
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, for a model. [32]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of an image, for a model. [32]")] = None,
+    in_channels: Annotated[int | None, typer.Option(help="Of an image, for a model. [3]")] = None,
+    seconds: Annotated[float, typer.Option(help="Of measuring, for each problem.")] = 4.0,
+    include_aten: Annotated[
+        bool, typer.Option("--include-aten", help="Let torch's own kernels win where they are faster.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Algorithm precision to tune for: exact, standard or fast.")
+    ] = "standard",
+    workspace_limit: Annotated[int | None, typer.Option(help="Bytes, to tune for such a limit.")] = None,
+    tf32: Annotated[
+        bool | None, typer.Option("--tf32/--no-tf32", help="To tune for. [as torch has it]")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="List what was measured.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what was measured.")] = False,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Copy it to a new file.")] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="Add that of an exported file.")
+    ] = None,
+) -> None:
+    """Measure which kernel is the fastest for each problem; from then on, selection takes that one."""
+    from pyconv.errors import UsageError, unknown
+
+    asked = {
+        "MODEL_OR_SHAPES": target, "--show": show, "--clear": clear, "--export": export, "--import": import_,
+    }  # fmt: skip
+    if len(given := [name for name, value in asked.items() if value not in (None, False)]) != 1:
+        raise UsageError(f"one of {', '.join(asked)} is needed; given: {', '.join(given) or 'none'}")
+    from pyconv import tuning, tuning_store
+    from pyconv.switches import PRECISIONS
+
+    path = tuning.location()
+    if path is None:
+        raise UsageError("PYCONV_TUNING is off; unset, or the name of a file, is needed to tune")
+    if show:
+        _say(tuning_store.listing())
+    elif clear:
+        path, count = tuning_store.clear()
+        _say(f"{path}: {count} measurements deleted")
+    elif export:
+        _say(f"{export}: {tuning_store.export(export)} measurements")
+    elif import_:
+        _say(f"{path}: {tuning_store.take(import_)} measurements of {import_} added")
+    if target is None:
+        return
+    if device not in ("cpu", "cuda"):
+        raise unknown("--device", device, ("cpu", "cuda"))
+    if tuning.device(device) is None:
+        raise UsageError(f"--device: {device} given, and torch finds no such device here")
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"--seconds: {seconds} given; 0 or more is needed")
+    if precision not in PRECISIONS:
+        raise unknown("--precision", precision, PRECISIONS)
+    if workspace_limit is not None and workspace_limit < 0:
+        raise UsageError(f"--workspace-limit: {workspace_limit} given; 0 or more is needed")
+    from pyconv import tune as tuner
+    from pyconv.tuning_problems import problems_of
+
+    problems = problems_of(target, _words(layouts), _words(dtypes), batch_size, image_size, in_channels)
+    with tuner.switched(precision, workspace_limit, tf32):
+        outcomes = tuner.tune(problems, device, seconds, include_aten, _say)
+    _say(f"{path}: {sum(outcome.entry is not None for outcome in outcomes)} measurements kept")
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
 

@@ -30,6 +30,10 @@ class RunError(PyconvError):
     """A run folder that exists already, is incomplete, or does not fit what is asked of it."""
 
 
+class TuningError(PyconvError):
+    """Kernels cannot be measured, or the file of their times cannot be used."""
+
+
 class TrainingError(PyconvError):
     """Training cannot go on, for example because the loss is not finite."""
 

@@ -1,4 +1,5 @@
-"""The one place that chooses a kernel: an explicit choice, else a heuristic from the problem.
+"""The one place that chooses a kernel: an explicit choice, else the fastest where it was measured
+(:mod:`pyconv.tuning`), else a heuristic from the problem.
 
 Selection never looks at the number of threads or at the data, so the same problem gets the same kernel and
 the same bits. ``aten`` (torch's own kernel) is the last resort: it is chosen only where no line of ours
@@ -18,12 +19,13 @@ from typing import NamedTuple
 
 import torch
 
-from pyconv import backends, gpu_model, switches
+from pyconv import backends, gpu_model, switches, tuning
 from pyconv.backends import cuda
 from pyconv.backends.emulator import Emulator
 from pyconv.errors import UnknownKernel
 from pyconv.problem import Conv2dProblem, Pool2dProblem, Problem, parse_problem
 from pyconv.registry import BACKENDS, PASSES, Kernel, kernels
+from pyconv.tuning_file import Entry
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Choice:
     kernel: Kernel
     chosen: bool
     reason: str
+    able: bool = True
 
 
 #: The environment's choices, read once: kernels to take where they can, and the backend to take them from.
@@ -224,11 +227,16 @@ def _modelled(kernel: Kernel, problem: Problem) -> gpu_model.Estimate:
 
 
 def choices(
-    problem: Problem, pass_: str, device_type: str = "cpu", in_force: Settings | None = None
+    problem: Problem,
+    pass_: str,
+    device_type: str = "cpu",
+    in_force: Settings | None = None,
+    *,
+    tuned: bool = True,
 ) -> list[Choice]:
     """Every line of the table for this operation and pass, with what selection says about it.
 
-    ``in_force`` stands for :func:`settings`.
+    ``in_force`` stands for :func:`settings`; without ``tuned``, nothing that was measured is heeded.
     """
     operation = "conv2d" if isinstance(problem, Conv2dProblem) else "maxpool2d"
     if pass_ not in PASSES[operation]:
@@ -241,7 +249,8 @@ def choices(
     able = [kernel for kernel in lines if why_not[kernel.id] is None]
     with cuda.emulating(in_force.emulation):
         taken = natives(device_type)
-    chosen, reason = _choose(problem, pass_, taken, able, in_force)
+    entry = tuning.lookup(problem, pass_, device_type, in_force) if tuned else None
+    chosen, reason = _choose(problem, pass_, taken, able, in_force, entry)
 
     def said(kernel: Kernel) -> str:
         if why_not[kernel.id]:
@@ -249,12 +258,12 @@ def choices(
         text = (
             f"chosen: {reason}"
             if kernel is chosen
-            else _why_not_chosen(kernel, chosen, reason, taken, device_type)
+            else _why_not_chosen(kernel, chosen, reason, taken, device_type, entry)
         )
         is_modelled = kernel.backend == device_type == "cuda" and operation == "conv2d" and pass_ != "bgrad"
         return f"{text}; {_modelled(kernel, problem)}" if is_modelled else text
 
-    return [Choice(kernel, kernel is chosen, said(kernel)) for kernel in lines]
+    return [Choice(kernel, kernel is chosen, said(kernel), kernel in able) for kernel in lines]
 
 
 def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Settings) -> str | None:
@@ -282,7 +291,12 @@ def _too_imprecise(kernel: Kernel, precision: str) -> str | None:
 
 
 def _choose(
-    problem: Problem, pass_: str, taken: list[str], able: list[Kernel], in_force: Settings
+    problem: Problem,
+    pass_: str,
+    taken: list[str],
+    able: list[Kernel],
+    in_force: Settings,
+    entry: Entry | None,
 ) -> tuple[Kernel | None, str]:
     reasons = {
         (backend, algorithm): (rank, reason)
@@ -302,6 +316,8 @@ def _choose(
         for kernel in ordered:
             if _matches(kernel, name):
                 return kernel, f"{_ASKED} {name!r}"
+    if entry and (fastest := _fastest(entry, able)):
+        return fastest, str(entry)
     for kernel in ordered:
         if kernel.backend == _backend:
             return kernel, f"PYCONV_BACKEND is {_backend}"
@@ -313,13 +329,29 @@ def _choose(
     return None, "nothing supports the problem"
 
 
+def _fastest(entry: Entry, able: list[Kernel]) -> Kernel | None:
+    """The line that was measured to be the fastest, if it is able; PYCONV_BACKEND is an explicit choice."""
+    of_backend = [kernel for kernel in able if kernel.backend == _backend]
+    return next((kernel for kernel in of_backend or able if kernel.id == entry.kernel), None)
+
+
 def _why_not_chosen(
-    kernel: Kernel, chosen: Kernel | None, reason: str, taken: list[str], device_type: str
+    kernel: Kernel,
+    chosen: Kernel | None,
+    reason: str,
+    taken: list[str],
+    device_type: str,
+    entry: Entry | None,
 ) -> str:
     if chosen is not None and reason.startswith(_ASKED):
         return f"not chosen: {chosen.id} is {reason}"
+    tuned = entry if reason.startswith(tuning.TUNED) else None
+    if tuned and kernel.id in tuned.milliseconds:
+        return f"not chosen: {tuned.milliseconds[kernel.id]:.3g} ms when measured"
     if kernel.backend == "aten" != _backend:
         return "not chosen: torch's own kernel, the last resort"
+    if tuned and chosen is not None:
+        return f"not chosen: {chosen.id} was measured to be the fastest"
     if chosen is not None and kernel.backend != chosen.backend == _backend:
         return f"not chosen: PYCONV_BACKEND is {_backend}"
     if kernel.backend not in taken:
@@ -370,6 +402,7 @@ def argmax_pass(problem: Problem, device_type: str, in_force: Settings) -> str:
 def forget() -> None:
     """Drops remembered choices, after the table or the environment has changed."""
     _select.cache_clear()
+    tuning.refresh()
     from pyconv import plan
 
     plan.forget()

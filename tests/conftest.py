@@ -13,6 +13,9 @@ from typing import Any
 # Idle threads of torch's pool must not spin: the tests run beside each other. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# What someone has tuned on this machine is no part of what is tested. Read when a kernel is first chosen.
+os.environ["PYCONV_TUNING"] = "off"
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

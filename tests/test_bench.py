@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import contenders, report, run, timing
+from bench import contenders, report, run
 from bench.bars import BARS
-from bench.machine import last_level_cache
 from bench.problems import CALL_PASSES, PASSES, SHAPES, Case, applies, read_cases
-from pyconv import parse_problem
+from pyconv import parse_problem, timing
+from pyconv.machine import last_level_cache
 from pyconv.problem import Conv2dProblem, Pool2dProblem
 
 CONV = parse_problem("conv2d n2c4h9w8 k6r3s3 st2 pd1 f32 nchw")

@@ -13,11 +13,11 @@ import torch
 
 from bench import gpu, gpu_report, machine, report, run
 from bench.problems import SHAPES, read_cases
-from bench.timing import wall_turn
 from pyconv import backends
 from pyconv.backends import nvrtc
 from pyconv.problem import parse_problem
 from pyconv.registry import kernels
+from pyconv.timing import wall_turn
 
 DEVICE = {
     "name": "Toy GPU",

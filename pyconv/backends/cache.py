@@ -18,15 +18,35 @@ import stat
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _MAGIC = b"pyconv 1 "  # the number is the format's
 
 
+def root() -> Path:
+    """The folder of everything that is kept from one process to the next."""
+    return Path(os.environ.get("PYCONV_CACHE") or "~/.cache/pyconv").expanduser()
+
+
 def folder() -> Path:
     """Where compiled kernels are kept."""
-    return Path(os.environ.get("PYCONV_CACHE") or "~/.cache/pyconv").expanduser() / "cubin"
+    return root() / "cubin"
+
+
+@contextlib.contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Within the block no other process holds this file, which is made; where files cannot be locked, none is
+    kept out."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(lock, "a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing it lets go of the lock
 
 
 def refusal(folder: Path) -> str | None:

@@ -9,7 +9,6 @@ folder while it compiles, and the next one then finds the code there.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import os
@@ -17,12 +16,12 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pyconv.backends.cache import Cache
+from pyconv.backends.cache import Cache, locked
 from pyconv.backends.sources import KERNELS
 from pyconv.registry import Kernel
 
@@ -93,7 +92,7 @@ def compiled(kernel: Kernel, parallel: bool, sizes: Any, arrays: list[Any]) -> C
         if not _disk(place).usable():
             dispatcher.compile(types)
             return dispatcher  # type: ignore[no-any-return]
-        with _locked(place):
+        with locked(place / "lock"):
             _keep_in(place, dispatcher)
             try:
                 dispatcher.compile(types)
@@ -119,18 +118,3 @@ def _keep_in(place: Path, dispatcher: Any) -> None:
         dispatcher.enable_caching()
     finally:
         numba.config.CACHE_DIR = before
-
-
-@contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Within the block no other process compiles into the folder; where files cannot be locked, none is kept
-    out."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(place / "lock", "a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing it lets go of the lock

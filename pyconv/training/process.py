@@ -12,10 +12,11 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from pyconv.machine import processor
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -135,14 +136,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """Processor, cores, threads and system, in a line."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{gpu}{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{gpu}{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}, {platform.system()} {platform.release()}"
     )
