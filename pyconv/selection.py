@@ -331,8 +331,13 @@ def _choose(
 
 def _fastest(entry: Entry, able: list[Kernel]) -> Kernel | None:
     """The line that was measured to be the fastest, if it is able; PYCONV_BACKEND is an explicit choice."""
-    of_backend = [kernel for kernel in able if kernel.backend == _backend]
-    return next((kernel for kernel in of_backend or able if kernel.id == entry.kernel), None)
+    lines = [kernel for kernel in able if kernel.backend == _backend] or able
+    return next((kernel for kernel in lines if kernel.id == entry.kernel and may_be_tuned(kernel)), None)
+
+
+def may_be_tuned(kernel: Kernel) -> bool:
+    """Whether a line may be taken for its speed alone, with nobody asking for it."""
+    return kernel.algorithm not in _ASKED_FOR
 
 
 def _why_not_chosen(
@@ -350,7 +355,7 @@ def _why_not_chosen(
         return f"not chosen: {tuned.milliseconds[kernel.id]:.3g} ms when measured"
     if kernel.backend == "aten" != _backend:
         return "not chosen: torch's own kernel, the last resort"
-    if tuned and chosen is not None:
+    if tuned and chosen is not None and may_be_tuned(kernel):
         return f"not chosen: {chosen.id} was measured to be the fastest"
     if chosen is not None and kernel.backend != chosen.backend == _backend:
         return f"not chosen: PYCONV_BACKEND is {_backend}"

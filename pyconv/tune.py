@@ -101,7 +101,8 @@ def tune(
                 say(f"  {here[-1]}")
         outcomes += here
         try:
-            keep([outcome.entry for outcome in here if outcome.entry])
+            if measured := [outcome.entry for outcome in here if outcome.entry]:
+                keep(measured)
         except TuningError as error:
             if not_kept is None:
                 warnings.warn(f"pyconv: {error}; measuring goes on", stacklevel=2)
@@ -121,7 +122,11 @@ def measure(problem: Problem, pass_: str, device_type: str, seconds: float, incl
     lines = selection.choices(problem, pass_, device_type, in_force, tuned=False)
     able = [line.kernel for line in lines if line.able]
     untuned = next((line.kernel for line in lines if line.chosen), None)
-    candidates = [kernel for kernel in able if include_aten or kernel.backend != "aten"]
+    candidates = [
+        kernel
+        for kernel in able
+        if selection.may_be_tuned(kernel) and (include_aten or kernel.backend != "aten")
+    ]
     if untuned is None or not candidates:
         return Outcome(problem, pass_, None)
     if len(candidates) == 1:
