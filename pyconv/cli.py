@@ -169,13 +169,13 @@ def tune(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL_OR_SHAPES]",
+            metavar="MODEL_OR_SHAPES",
             help="A model's name, a file with a problem a line, or one problem in its text form.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    layouts: Annotated[str, typer.Option(help="Such as nchw,nhwc. [those of the problems]")] = "",
-    dtypes: Annotated[str, typer.Option(help="Such as f32,bf16. [those of the problems]")] = "",
+    layouts: Annotated[str, typer.Option(help="Such as nchw,nhwc; left out, those of the problems.")] = "",
+    dtypes: Annotated[str, typer.Option(help="Such as f32,bf16; left out, those of the problems.")] = "",
     batch_size: Annotated[int | None, typer.Option(help="Images a step, for a model. [32]")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of an image, for a model. [32]")] = None,
     in_channels: Annotated[int | None, typer.Option(help="Of an image, for a model. [3]")] = None,
@@ -188,7 +188,7 @@ def tune(
     ] = "standard",
     workspace_limit: Annotated[int | None, typer.Option(help="Bytes, to tune for such a limit.")] = None,
     tf32: Annotated[
-        bool | None, typer.Option("--tf32/--no-tf32", help="To tune for. [as torch has it]")
+        bool | None, typer.Option("--tf32/--no-tf32", help="To tune for; left out, as torch has it.")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="List what was measured.")] = False,
     clear: Annotated[bool, typer.Option("--clear", help="Delete what was measured.")] = False,

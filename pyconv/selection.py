@@ -263,7 +263,7 @@ def choices(
         is_modelled = kernel.backend == device_type == "cuda" and operation == "conv2d" and pass_ != "bgrad"
         return f"{text}; {_modelled(kernel, problem)}" if is_modelled else text
 
-    return [Choice(kernel, kernel is chosen, said(kernel), kernel in able) for kernel in lines]
+    return [Choice(kernel, kernel is chosen, said(kernel), why_not[kernel.id] is None) for kernel in lines]
 
 
 def _why_not(kernel: Kernel, problem: Problem, device_type: str, in_force: Settings) -> str | None:

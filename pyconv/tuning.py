@@ -34,16 +34,29 @@ _SOURCES = (".h", ".cpp", ".cu", ".cuh", ".py")
 
 
 def location() -> Path | None:
-    """The file of measured kernels; ``None`` if ``PYCONV_TUNING`` is ``off``."""
-    chosen = os.environ.get("PYCONV_TUNING", "").strip()
+    """The file of measured kernels; ``None`` if ``PYCONV_TUNING`` is ``off``.
+
+    Raises:
+        TuningError: if it is in a home folder that there is not.
+    """
+    chosen = _named()
     if chosen == "off":
         return None
-    return Path(chosen).expanduser() if chosen else root() / "tuning" / "measured.jsonl"
+    try:
+        return Path(chosen).expanduser() if chosen else root() / "tuning" / "measured.jsonl"
+    except RuntimeError as error:
+        raise TuningError(
+            f"no place for what is measured ({error}); PYCONV_TUNING or PYCONV_CACHE names one"
+        ) from None
+
+
+def _named() -> str:
+    return os.environ.get("PYCONV_TUNING", "").strip()
 
 
 def is_ours() -> bool:
-    """Whether the file is in the cache folder, and was not named by ``PYCONV_TUNING``."""
-    return location() == root() / "tuning" / "measured.jsonl"
+    """Whether the file is the one in the cache folder, since ``PYCONV_TUNING`` names none."""
+    return not _named()
 
 
 def check_folder(path: Path) -> None:
@@ -58,8 +71,12 @@ def check_folder(path: Path) -> None:
 @cache
 def entries() -> Entries:
     """Every measurement of the file. One that cannot be used is none, and that is said once."""
-    path = location()
-    if path is None:
+    try:
+        path = location()
+    except TuningError:
+        return {}
+    # Nobody has tuned here, or the home is not ours to read: nothing to warn everybody of.
+    if path is None or (is_ours() and not os.access(path, os.R_OK)):
         return {}
     try:
         check_folder(path)

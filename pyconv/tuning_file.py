@@ -96,7 +96,7 @@ def read(path: Path) -> Entries:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise TuningError(f"{path}: cannot be read ({error.strerror or error})") from None

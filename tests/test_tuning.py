@@ -166,7 +166,7 @@ def test_switched_puts_back_what_was(cache: Path) -> None:
         )  # fmt: skip
 
 
-WINOGRAD = pyconv.parse_problem("conv2d n8c64h56w56 k64r3s3 st1 pd1 f32 nchw")
+WINOGRAD = pyconv.parse_problem("conv2d n8c64h56w56 k64r3s3 st1 pd1 f32 nhwc")
 
 
 @pytest.fixture
@@ -219,6 +219,14 @@ def test_a_file_that_says_otherwise_breaks_no_promise_either(on_a_gpu: None, cac
             tuning_store.keep([Entry(key, kernel, untuned, {kernel: 1.0}, 1, "2026-01-02T03:04:05Z")])
             assert tuning.entries()[key].kernel == kernel
             assert selection.select(WINOGRAD, "fprop", "cuda").id == untuned
+    kernel = "conv2d.fprop.implicit_gemm_3xtf32@cuda"  # able, and for those who ask
+    key = tuning.key_of(WINOGRAD, "fprop", "cuda", selection.settings(WINOGRAD, "cuda"))
+    assert key is not None
+    tuning_store.keep([Entry(key, kernel, untuned, {kernel: 1.0}, 1, "2026-01-02T03:04:05Z")])
+    lines = {line.kernel.id: line for line in selection.choices(WINOGRAD, "fprop", "cuda")}
+    assert lines[kernel].able
+    assert not lines[kernel].chosen
+    assert "tuned" not in next(line.reason for line in lines.values() if line.chosen)
 
 
 @pytest.mark.parametrize("field", Key._fields)
@@ -444,6 +452,27 @@ def test_a_folder_that_others_can_fill_is_not_used(cache: Path) -> None:
         assert chosen() == DIRECT
     with pytest.raises(TuningError, match="can be written by everybody"):
         tuning_store.keep([entry_of()])
+
+
+def test_who_has_no_place_to_keep_it_computes_in_peace(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name, value in (("PYCONV_CACHE", "/dev/null/nowhere"), ("PYCONV_CACHE", "~/cache")):
+        monkeypatch.setenv(name, value)
+        if "~" in value:
+            monkeypatch.setattr(Path, "expanduser", homeless)
+        selection.forget()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert chosen() == DIRECT
+    assert cli.main(["tune", str(CONV)]) == 1
+    assert capsys.readouterr().err == (
+        "error: no place for what is measured (Could not determine home directory.); PYCONV_TUNING or "
+        "PYCONV_CACHE names one\n"
+    )
 
 
 def test_the_newest_measurement_stays(cache: Path) -> None:
