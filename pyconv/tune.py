@@ -131,7 +131,7 @@ def measure(problem: Problem, pass_: str, device_type: str, seconds: float, incl
         return Outcome(problem, pass_, None)
     if len(candidates) == 1:
         return Outcome(problem, pass_, None, f"{candidates[0].id} is the only line")
-    turn = device_turn if device_type == "cuda" else wall_turn
+    turn = first_device_turn if device_type == "cuda" else wall_turn
     try:
         sets = operand_sets(problem, pass_, device_type)
         sides, left_out = _worth_timing(candidates, problem, sets, turn, keep=untuned)
@@ -150,6 +150,12 @@ def measure(problem: Problem, pass_: str, device_type: str, seconds: float, incl
         datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     return Outcome(problem, pass_, entry, "; ".join(left_out))
+
+
+def first_device_turn(side: Side, inner: int) -> tuple[int, int]:
+    """A turn on the device that is measured, whichever is the current one."""
+    with torch.cuda.device(0):
+        return device_turn(side, inner)
 
 
 def _worth_timing(

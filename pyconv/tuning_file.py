@@ -102,7 +102,7 @@ def read(path: Path) -> Entries:
         raise TuningError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
         raise TuningError(f"{path}: no file of measured kernels") from None
-    head, *lines = text.splitlines() or [""]
+    head, *lines = text.removesuffix("\n").split("\n")
     try:
         found = json.loads(head)
     except (ValueError, RecursionError):
@@ -111,7 +111,7 @@ def read(path: Path) -> Entries:
         raise TuningError(f"{path}: no file of measured kernels")
     if found != _HEAD:
         raise TuningError(
-            f"{path}: measured kernels in a format of version {found.get('version')}; "
+            f"{path}: measured kernels in a format of version {found.get('version')!r}; "
             f"this pyconv reads version {_HEAD['version']}"
         )
     entries: Entries = {}
@@ -134,15 +134,21 @@ def _entry(fields: Any) -> Entry:
     *key, kernel, untuned, measured = words
     if (
         fields
-        or not all(isinstance(word, str) for word in words)
+        or not all(map(_is_word, words))
         or not _DATE.fullmatch(measured)
         or type(threads) is not int
         or not isinstance(times, dict)
+        or not all(map(_is_word, times))
         or not all(isinstance(time, float) and 0 < time < float("inf") for time in times.values())
         or kernel not in times
     ):
         raise ValueError("a field is missing, unknown or of another type")
     return Entry(Key(*key), kernel, untuned, times, threads, measured)
+
+
+def _is_word(word: Any) -> bool:
+    """Nothing that a terminal would take for a command, and no half of a character."""
+    return isinstance(word, str) and word.isprintable()
 
 
 def _line(entry: Entry) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pyconv
 from pyconv import backends, cli, functional, models, selection, tune, tuning, tuning_file, tuning_store
@@ -180,7 +182,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         known = {"winograd_4x4": 1, "winograd_2x2": 2, "im2col_gemm_tf32": 3, "implicit_gemm_3xtf32": 0.5}
         return int(1e6 * known.get(side.name.split("@")[0].rpartition(".")[2], 4)) * inner, 0
 
-    monkeypatch.setattr(tune, "device_turn", turn)
+    monkeypatch.setattr(tune, "first_device_turn", turn)
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -377,6 +379,33 @@ def test_processes_that_write_at_once_lose_nothing(cache: Path) -> None:
 HEAD = '{"format": "pyconv tuning", "version": 1}\n'
 
 
+@given(data=st.data())
+def test_any_bytes_are_measurements_or_one_line(data: st.DataObject, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "file"
+    tuning_file.write(path, {entry.key: entry for entry in (entry_of(), entry_of(pass_="dgrad"))})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content)))
+        more = data.draw(
+            st.binary(max_size=4) | st.sampled_from([b"\\ud800", b"NaN", b'"', b"\\u001b[2J", b"\n"])
+        )
+        content[place : place + data.draw(st.integers(0, 4))] = more
+    path.write_bytes(content)
+    entries: tuning_file.Entries = {}
+    refusal = f"{path}: "
+    try:
+        entries = tuning_file.read(path)
+    except TuningError as error:
+        refusal = str(error)
+    assert refusal.startswith(f"{path}: ")
+    assert refusal.isprintable()
+    for entry in entries.values():
+        assert f"{entry.key} {entry}".isprintable()
+        str(entry).encode()
+    tuning_file.write(path, entries)
+    assert tuning_file.read(path) == entries
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -393,6 +422,7 @@ HEAD = '{"format": "pyconv tuning", "version": 1}\n'
         ("milliseconds", "damaged, line 2"),
         ("measured", "damaged, line 2"),
         ("kernel", "damaged, line 2"),
+        (f"{HEAD}\n".encode(), "damaged, line 2"),
     ],
 )
 def test_a_file_of_something_else_is_told_once_and_never_replaced(
