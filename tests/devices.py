@@ -22,7 +22,7 @@ from pyconv.registry import Kernel
 EMULATED = ("cuda", "numba")
 
 #: The orders in which the emulator can run blocks and threads.
-ORDERS = ("forward", "reverse", "random")
+ORDERS = ("forward", "reverse", "odd", "random")
 
 
 class Device:

@@ -22,8 +22,8 @@ LINES = [kernel for kernel in registry.kernels() if kernel.backend in EMULATED]
 
 def _judge_all(kernel: Kernel, problems: list[Problem], record_property: Record, in_short: bool) -> None:
     verdicts = (
-        # Not turn % 3: that would tie an order to a dtype wherever three take turns.
-        judge(kernel, problem, device=Emulator(ORDERS[(turn + turn // 3) % 3], turn), in_short=in_short)
+        # Not turn % 4: that would tie an order to a dtype wherever four take turns.
+        judge(kernel, problem, device=Emulator(ORDERS[(turn + turn // 4) % 4], turn), in_short=in_short)
         for turn, problem in enumerate(problems)
     )
     report(kernel, Emulator(), verdicts, record_property)

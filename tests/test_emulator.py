@@ -150,7 +150,7 @@ def test_a_launch_that_no_gpu_would_take(grid: Any, block: Any, shared_bytes: in
 
 
 def test_an_order_that_does_not_exist() -> None:
-    with pytest.raises(ValueError, match="order 'sideways'; accepted: forward, reverse, random"):
+    with pytest.raises(ValueError, match="order 'sideways'; accepted: forward, reverse, odd, random"):
         Emulator(order="sideways")
 
 

@@ -70,7 +70,8 @@ static void run_block(uint64_t number) {
   begin_block();
 }
 
-// Blocks in order: forward, reverse, or number -> a*number + b modulo their count, with `a` prime to it.
+// Blocks in order: forward, reverse, those of odd number first, or number -> a*number + b modulo their count, with
+// `a` prime to it.
 static void run_blocks() {
   const uint64_t count = uint64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
   uint64_t a = 1, b = 0;
@@ -79,9 +80,12 @@ static void run_blocks() {
     while (std::gcd(a, count) != 1);
     b = next_random() % count;
   }
-  for (uint64_t i = 0; i < count && !launch.abandoned; ++i) {
-    run_block(launch.order == Order::kReverse ? count - 1 - i : uint64_t((__uint128_t(a) * i + b) % count));
-  }
+  const auto number = [&](uint64_t i) -> uint64_t {
+    if (launch.order == Order::kReverse) return count - 1 - i;
+    if (launch.order == Order::kOdd) return i < count / 2 ? 2 * i + 1 : 2 * (i - count / 2);
+    return uint64_t((__uint128_t(a) * i + b) % count);
+  };
+  for (uint64_t i = 0; i < count && !launch.abandoned; ++i) run_block(number(i));
 }
 
 // What Python gives; pyconv/backends/emulator.py has its twin.

@@ -52,7 +52,7 @@ struct Warp {
   uint32_t mask[kWarp];  // that a lane at a warp barrier waits for
 };
 
-enum class Order : int { kForward, kReverse, kRandom };
+enum class Order : int { kForward, kReverse, kOdd, kRandom };
 
 struct Launch {
   void (*run)(void** parameters);

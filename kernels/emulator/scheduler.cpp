@@ -22,6 +22,7 @@ uint64_t next_random() {  // xorshift64*
 static int choose(uint32_t set) {
   if (launch.order == Order::kForward) return __builtin_ctz(set);
   if (launch.order == Order::kReverse) return 31 - __builtin_clz(set);
+  if (launch.order == Order::kOdd) return __builtin_ctz(set & 0xaaaaaaaau ? set & 0xaaaaaaaau : set);
   const int turn = next_random() >> 59;
   const uint32_t turned = turn ? set >> turn | set << (32 - turn) : set;
   return (__builtin_ctz(turned) + turn) & 31;

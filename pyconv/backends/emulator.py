@@ -29,7 +29,7 @@ from pyconv.backends.emulator_findings import EmulatorError, Finding, raise_find
 __all__ = ["ORDERS", "Buffer", "Emulator", "EmulatorError", "Finding", "Function", "Session", "unavailable"]
 
 #: In which order threads, warps and blocks run. Correct kernels give the same result in each.
-ORDERS = ("forward", "reverse", "random")
+ORDERS = ("forward", "reverse", "odd", "random")
 
 Dim3 = tuple[int, int, int]
 
