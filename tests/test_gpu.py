@@ -16,6 +16,7 @@ import pyconv
 from pyconv import backends
 from pyconv.problem import LAYOUTS, parse_problem
 from pyconv.registry import Kernel, kernels
+from tests.resnet18 import resnet18
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -82,6 +83,38 @@ def test_a_captured_graph_replays_to_the_bit(layout: str, dtype: torch.dtype) ->
         torch.cuda.synchronize()
         for got, want in zip(captured, _network(x, w, bias), strict=True):
             assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_whole_resnet18_step_is_one_graph(layout: str, dtype: torch.dtype) -> None:
+    """Forward and backward; without a device, ``tests/test_graph_safety.py``."""
+    network = resnet18(10).to("cuda", dtype).to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    x = _random(8, 3, 64, 64, dtype=dtype, layout=layout)
+
+    def step() -> Tensor:
+        network.zero_grad(set_to_none=False)
+        loss: Tensor = network(x).float().square().mean()
+        loss.backward()
+        return loss
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    replayed = [captured.clone(), *(parameter.grad.clone() for parameter in network.parameters())]
+    want = [step(), *(parameter.grad for parameter in network.parameters())]
+    for got, expected in zip(replayed, want, strict=True):
+        torch.testing.assert_close(got, expected)  # torch's own batch norm and linear layer are in it too
 
 
 def test_two_streams_at_once_give_the_same_bits() -> None:
