@@ -58,6 +58,7 @@ class Kernel:
             and differences of them; ``split``: parts of them, as float32 by three products of TF32. Rounding
             and infinities are then of another kind, and precision ``exact`` takes ``direct`` only
             (:func:`pyconv.switches.set_algorithm_precision`).
+        on_request: Selection takes it only where it is asked for by name, however fast it is expected to be.
         proved: Where the battery has passed on it: ``cpu``, ``emulator``, or a GPU's name.
         problems: Problems that the battery adds for this line to the shared list: the edges of its own tiles.
             Text forms without dtype and layout.
@@ -78,6 +79,7 @@ class Kernel:
     nonfinite: Literal["local", "padding", "tile"] = "local"
     accuracy: str = "standard"
     algebra: Literal["direct", "winograd", "split"] = "direct"
+    on_request: bool = False
     proved: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     program: MakeProgram | None = None

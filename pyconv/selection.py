@@ -209,16 +209,9 @@ def _cpu_preference(problem: Conv2dProblem, pass_: str) -> Preference:
     return [direct, ("im2col_gemm", "second choice")]
 
 
-#: Taken when asked for, whatever the model says: three products of tf32 have the accuracy of float32 as they
-#: are modelled, and have to show it on a device before they stand in for float32 unasked.
-_ASKED_FOR = ("implicit_gemm_3xtf32",)
-
-
 def _cuda_preference(problem: Conv2dProblem, able: list[Kernel]) -> Preference:
     # Not measured yet. Equals stay in the order of the table.
-    ordered = sorted(
-        able, key=lambda kernel: (kernel.algorithm in _ASKED_FOR, _modelled(kernel, problem).seconds)
-    )
+    ordered = sorted(able, key=lambda kernel: (kernel.on_request, _modelled(kernel, problem).seconds))
     return [(kernel.algorithm, "the least time by the model") for kernel in ordered]
 
 
@@ -332,12 +325,7 @@ def _choose(
 def _fastest(entry: Entry, able: list[Kernel]) -> Kernel | None:
     """The line that was measured to be the fastest, if it is able; PYCONV_BACKEND is an explicit choice."""
     lines = [kernel for kernel in able if kernel.backend == _backend] or able
-    return next((kernel for kernel in lines if kernel.id == entry.kernel and may_be_tuned(kernel)), None)
-
-
-def may_be_tuned(kernel: Kernel) -> bool:
-    """Whether a line may be taken for its speed alone, with nobody asking for it."""
-    return kernel.algorithm not in _ASKED_FOR
+    return next((kernel for kernel in lines if kernel.id == entry.kernel and not kernel.on_request), None)
 
 
 def _why_not_chosen(
@@ -355,7 +343,7 @@ def _why_not_chosen(
         return f"not chosen: {tuned.milliseconds[kernel.id]:.3g} ms when measured"
     if kernel.backend == "aten" != _backend:
         return "not chosen: torch's own kernel, the last resort"
-    if tuned and chosen is not None and may_be_tuned(kernel):
+    if tuned and chosen is not None and not kernel.on_request:
         return f"not chosen: {chosen.id} was measured to be the fastest"
     if chosen is not None and kernel.backend != chosen.backend == _backend:
         return f"not chosen: PYCONV_BACKEND is {_backend}"
@@ -364,7 +352,7 @@ def _why_not_chosen(
         if taken and kernel.backend in _NATIVE.get(device_type, ()):
             when = f"when asked for, or where backend {taken[0]} is not available,"
         return f"not chosen: backend {kernel.backend} is taken only {when} on {device_type}"
-    if kernel.algorithm in _ASKED_FOR:
+    if kernel.on_request:
         return "not chosen: taken only when asked for, until it is measured on a device"
     return f"not chosen: {chosen.algorithm if chosen else 'nothing'} is expected to be faster"
 

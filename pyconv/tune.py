@@ -123,9 +123,7 @@ def measure(problem: Problem, pass_: str, device_type: str, seconds: float, incl
     able = [line.kernel for line in lines if line.able]
     untuned = next((line.kernel for line in lines if line.chosen), None)
     candidates = [
-        kernel
-        for kernel in able
-        if selection.may_be_tuned(kernel) and (include_aten or kernel.backend != "aten")
+        kernel for kernel in able if not kernel.on_request and (include_aten or kernel.backend != "aten")
     ]
     if untuned is None or not candidates:
         return Outcome(problem, pass_, None)

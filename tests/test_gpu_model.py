@@ -122,7 +122,7 @@ def test_explain_shows_the_model_of_every_line_that_is_able() -> None:
         seconds = {
             line.kernel: estimate(line.kernel, explanation.problem, REFERENCE).seconds
             for line in lines
-            if not line.reason.startswith("not able") and line.kernel.algorithm not in selection._ASKED_FOR
+            if not line.reason.startswith("not able") and not line.kernel.on_request
         }
         chosen = next(line.kernel for line in lines if line.chosen)
         assert seconds[chosen] == min(seconds.values())
